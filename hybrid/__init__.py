@@ -1,0 +1,1 @@
+"""What a run is and how it runs: specs, architectures, costs, data, training and evaluation."""

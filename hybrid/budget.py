@@ -1,0 +1,62 @@
+"""Whole numbers from budgets: tokens to whole batches, depth from a parameter count."""
+
+import re
+
+from hybrid.cost import block_params
+from hybrid.layout import Ratio, attention_blocks
+from hybrid.spec import BlockSpec, ConfigError
+
+_SUFFIX = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9, "t": 10**12}
+_NUMBER = re.compile(r"([0-9][0-9_]*(?:\.[0-9]+)?(?:e[+-]?[0-9]+)?)\s*([kmbt]?)", re.IGNORECASE)
+
+
+def parse_count(value: object, where: str) -> int:
+    """Read a count such as 2048, 6e10, "60B", "0.5 M" (K, M, B, T are powers of 1000).
+
+    Raises ConfigError where it is not a positive whole number.
+    """
+    expected = "a positive whole number such as 2048, 2_097_152, 6e10, 60B or 0.5M"
+    number: int | None = None
+    match value:
+        case bool():
+            pass
+        case int():
+            number = value
+        case float() if value.is_integer():
+            number = int(value)
+        case str():
+            found = _NUMBER.fullmatch(value.strip())
+            if found:
+                digits = found[1].replace("_", "")
+                exact = float(digits) * _SUFFIX[found[2].lower()]
+                if exact.is_integer():
+                    number = int(digits) * _SUFFIX[found[2].lower()] if digits.isdigit() else int(exact)
+        case _:
+            pass
+    if number is None or number < 1:
+        raise ConfigError(f"{where} = {value!r}: expected {expected}")
+    return number
+
+
+def whole_batches(tokens: int, batch_tokens: int) -> int:
+    """The nearest whole number of batches, in tokens."""
+    return (2 * tokens + batch_tokens) // (2 * batch_tokens) * batch_tokens
+
+
+def matched_depth(ratio: Ratio, attention: BlockSpec, mamba: BlockSpec, d_model: int, reference_depth: int) -> int:
+    """The depth whose parameters come nearest to those of `reference_depth` attention blocks.
+
+    This one rule gives every depth of the paper's Tables 4 and 6 (16, 13, 7+7, 3+10, 2+11 and 1+12 blocks at 1B; 14, 11, 6+6,
+    3+8, 2+9 and 1+10 at 350M). Of two equally near depths the smaller one is taken. Embeddings do not count.
+    """
+    per_attention = block_params(attention, d_model)
+    per_mamba = block_params(mamba, d_model)
+    target = reference_depth * per_attention
+
+    def mismatch(depth: int) -> int:
+        n_attention = attention_blocks(ratio, depth)
+        return abs(n_attention * per_attention + (depth - n_attention) * per_mamba - target)
+
+    shallowest = 2 if ratio.attention and ratio.mamba else 1
+    deepest = max(shallowest, target // min(per_attention, per_mamba) + 1)
+    return min(range(shallowest, deepest + 1), key=mismatch)

@@ -1,0 +1,399 @@
+"""What conf/ may say, and how that becomes a run: user-facing settings to `RunSpec` and `ExecSpec`.
+
+A configuration speaks in ratios, fractions and "60B"; a run holds whole numbers. This file is the only
+place where the first becomes the second.
+"""
+
+import dataclasses
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, Literal, TypeVar, assert_never, cast
+
+from hybrid.budget import matched_depth, parse_count, whole_batches
+from hybrid.cost import block_params
+from hybrid.decode import decode, did_you_mean
+from hybrid.layout import ATTENTION, Placement, Ratio, layout, parse_ratio
+from hybrid.spec import (
+    AdamWSpec,
+    AttentionSpec,
+    BlockSpec,
+    ConfigError,
+    DataSpec,
+    ExecSpec,
+    FfnSpec,
+    HubSpec,
+    Mamba2Spec,
+    ModelSpec,
+    RecallSpec,
+    RunSpec,
+    StdlibSpec,
+    StopSpec,
+    TrapezoidSpec,
+)
+
+R = TypeVar("R")
+Count = Any  # a whole number as users write it: 2048, 6e10, "60B"
+PLACEMENT_NAMES = ("front", "middle", "end")
+
+# Settings that say where and how, not what: they never reach a RunSpec, and the command line's entry points own them.
+SURROUNDINGS = ("mode", "plan", "store", "sweep", "request", "evals", "hydra")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """The `model` settings. `depth: null` takes the depth that matches `reference_depth` attention blocks in parameters."""
+
+    ratio: Any
+    placement: Any
+    depth: int | None
+    reference_depth: int
+    d_model: int
+    vocab_size: int | None
+    tie_embeddings: bool
+    norm_eps: float
+    init_std: float
+    attention: AttentionSpec
+    mamba: Mamba2Spec
+    ffn: FfnSpec | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScheduleConfig:
+    """The `schedule` settings: lengths in tokens, or as fractions of the training where the tokens are null."""
+
+    kind: Literal["trapezoid"]
+    warmup_tokens: Count
+    cooldown_tokens: Count
+    warmup_fraction: float
+    cooldown_fraction: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class BudgetConfig:
+    """The `budget` settings."""
+
+    tokens: Count
+
+
+@dataclass(frozen=True, kw_only=True)
+class StopConfig:
+    """The `stop` settings; `every_tokens` is rounded to whole batches."""
+
+    metric: Literal["accuracy"]
+    threshold: float
+    every_tokens: Count
+    examples: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Everything that a run's configuration may say, surroundings apart."""
+
+    scale: str
+    model: ModelConfig
+    data: Any
+    optim: AdamWSpec
+    schedule: ScheduleConfig
+    budget: BudgetConfig
+    stop: StopConfig | None
+    seq_len: int
+    batch_tokens: Count
+    dtype: Literal["float32", "bfloat16"]
+    init_seed: int
+    data_seed: int
+    exec: ExecSpec
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resolved:
+    """A configuration, read: the run, how to carry it out, and what the budget left over."""
+
+    run: RunSpec
+    execution: ExecSpec
+    reference_params: int
+    param_mismatch: float
+
+
+Fingerprints = Callable[[], str]
+
+
+def read_config(config: Mapping[str, Any], *, stdlib_fingerprint: Fingerprints) -> Resolved:
+    """Decode a composed configuration and resolve it into whole numbers.
+
+    `stdlib_fingerprint` is asked only where the data is the standard library and names no fingerprint. `param_mismatch` is
+    the relative difference of the blocks' parameters from those of the reference depth of attention blocks.
+    Raises ConfigError with every problem found, each with its path.
+    """
+    settings = {key: value for key, value in config.items() if key not in SURROUNDINGS}
+    typed = decode(Config, settings)
+    collect = _Collector()
+    data = collect(lambda: _data(typed.data, stdlib_fingerprint))
+    collect(lambda: _check_widths(typed.model))
+    batch_tokens = collect(lambda: parse_count(typed.batch_tokens, "batch_tokens"))
+    tokens = collect(lambda: parse_count(typed.budget.tokens, "budget.tokens"))
+    ratio = collect(lambda: parse_ratio(typed.model.ratio, "model.ratio"))
+    placement = collect(lambda: _placement(typed.model.placement))
+    collect(lambda: _check_scalars(typed))
+    collect.stop_if_any()
+    model = collect(lambda: _model(typed.model, ratio, placement, data))
+    length = collect(lambda: _length(typed, tokens, batch_tokens))
+    collect(lambda: _check_data(data, typed.seq_len))
+    collect(lambda: _check_execution(typed.exec))
+    collect.stop_if_any()
+    train_tokens, schedule, stop = length
+    run = RunSpec(
+        model=model,
+        data=data,
+        optim=typed.optim,
+        schedule=schedule,
+        stop=stop,
+        train_tokens=train_tokens,
+        batch_tokens=batch_tokens,
+        seq_len=typed.seq_len,
+        dtype=typed.dtype,
+        init_seed=typed.init_seed,
+        data_seed=typed.data_seed,
+    )
+    attention, _ = _blocks(typed.model)
+    reference = typed.model.reference_depth * block_params(attention, model.d_model)
+    have = sum(block_params(block, model.d_model) for block in model.blocks)
+    return Resolved(
+        run=run, execution=typed.exec, reference_params=reference, param_mismatch=(have - reference) / reference
+    )
+
+
+class _Collector:
+    """Runs steps and keeps what each has to complain of, so that all of it is said at once.
+
+    What a failed step returns is not to be used: `stop_if_any` comes before the first use.
+    """
+
+    def __init__(self) -> None:
+        self.problems: list[str] = []
+
+    def __call__(self, step: Callable[[], R]) -> R:
+        try:
+            return step()
+        except ConfigError as error:
+            self.problems.extend(error.problems)
+            return cast(R, None)
+
+    def stop_if_any(self) -> None:
+        if self.problems:
+            raise ConfigError(self.problems)
+
+
+def _placement(value: object) -> Placement:
+    if isinstance(value, str) and value in PLACEMENT_NAMES:
+        return cast(Placement, value)
+    if isinstance(value, int) and not isinstance(value, bool):
+        return (value,)
+    if isinstance(value, list | tuple) and all(isinstance(p, int) and not isinstance(p, bool) for p in value):
+        return tuple(value)
+    raise ConfigError(
+        f"model.placement = {value!r}: expected {', '.join(PLACEMENT_NAMES)}, or the attention blocks' positions "
+        "counted from 1, such as [4, 8]" + (did_you_mean(value, PLACEMENT_NAMES) if isinstance(value, str) else "")
+    )
+
+
+def _check_widths(model: ModelConfig) -> None:
+    """Dimensions that cannot be built, all of them at once."""
+    a, m = model.attention, model.mamba
+    sizes = {
+        "model.d_model": model.d_model,
+        "model.reference_depth": model.reference_depth,
+        "model.attention.n_heads": a.n_heads,
+        "model.attention.n_kv_heads": a.n_kv_heads,
+        "model.attention.head_dim": a.head_dim,
+        "model.mamba.d_ssm": m.d_ssm,
+        "model.mamba.head_dim": m.head_dim,
+        "model.mamba.d_state": m.d_state,
+        "model.mamba.n_groups": m.n_groups,
+        "model.mamba.d_conv": m.d_conv,
+    }
+    if model.depth is not None:
+        sizes["model.depth"] = model.depth
+    if model.ffn is not None:
+        sizes["model.ffn.d_ffn"] = model.ffn.d_ffn
+    problems = [f"{where} = {size}: expected at least 1" for where, size in sizes.items() if size < 1]
+    if problems:
+        raise ConfigError(problems)
+    if a.n_heads % a.n_kv_heads:
+        problems.append(
+            f"model.attention.n_kv_heads = {a.n_kv_heads}: expected a divisor of n_heads = {a.n_heads}"
+            f" (nearest: {_nearest_divisor(a.n_heads, a.n_kv_heads)})"
+        )
+    if a.rope is not None and a.head_dim % 2:
+        problems.append(f"model.attention.head_dim = {a.head_dim}: expected an even number, as RoPE turns pairs")
+    if m.d_ssm % m.head_dim:
+        problems.append(
+            f"model.mamba.head_dim = {m.head_dim}: expected a divisor of d_ssm = {m.d_ssm}"
+            f" (nearest: {_nearest_divisor(m.d_ssm, m.head_dim)})"
+        )
+    elif m.n_heads % m.n_groups:
+        problems.append(
+            f"model.mamba.n_groups = {m.n_groups}: expected a divisor of the {m.n_heads} heads"
+            f" (nearest: {_nearest_divisor(m.n_heads, m.n_groups)})"
+        )
+    for name, low, high in (("a_init", m.a_init_min, m.a_init_max), ("dt_init", m.dt_init_min, m.dt_init_max)):
+        if not 0 < low <= high:
+            problems.append(f"model.mamba.{name}_min, {name}_max = {low}, {high}: expected 0 < min <= max")
+    for where, number in (("model.norm_eps", model.norm_eps), ("model.init_std", model.init_std)):
+        if number <= 0:
+            problems.append(f"{where} = {number}: expected a number above 0")
+    if problems:
+        raise ConfigError(problems)
+
+
+def _nearest_divisor(whole: int, near: int) -> int:
+    return min((d for d in range(1, whole + 1) if whole % d == 0), key=lambda d: abs(d - near))
+
+
+def _check_scalars(config: Config) -> None:
+    optim, schedule, problems = config.optim, config.schedule, []
+    if optim.lr <= 0:
+        problems.append(f"optim.lr = {optim.lr}: expected a number above 0")
+    if optim.grad_clip <= 0:
+        problems.append(f"optim.grad_clip = {optim.grad_clip}: expected a number above 0")
+    if optim.eps <= 0:
+        problems.append(f"optim.eps = {optim.eps}: expected a number above 0")
+    if optim.weight_decay < 0:
+        problems.append(f"optim.weight_decay = {optim.weight_decay}: expected 0 or more")
+    for where, beta in (("optim.beta1", optim.beta1), ("optim.beta2", optim.beta2)):
+        if not 0 <= beta < 1:
+            problems.append(f"{where} = {beta}: expected a number from 0 to below 1")
+    for where, fraction in (("warmup", schedule.warmup_fraction), ("cooldown", schedule.cooldown_fraction)):
+        if not 0 <= fraction <= 1:
+            problems.append(f"schedule.{where}_fraction = {fraction}: expected a number from 0 to 1")
+    if config.seq_len < 2:
+        problems.append(f"seq_len = {config.seq_len}: expected at least 2 tokens")
+    for where, seed in (("init_seed", config.init_seed), ("data_seed", config.data_seed)):
+        if not 0 <= seed < 2**32:
+            problems.append(f"{where} = {seed}: expected a whole number from 0 to 2**32 - 1")
+    if problems:
+        raise ConfigError(problems)
+
+
+def _data(value: object, stdlib_fingerprint: Fingerprints) -> DataSpec:
+    if isinstance(value, Mapping) and value.get("kind") == StdlibSpec.kind and value.get("fingerprint", "") is None:
+        value = {**value, "fingerprint": stdlib_fingerprint()}
+    return decode(cast(Any, DataSpec), value, "data")
+
+
+def _check_data(data: DataSpec, seq_len: int) -> None:
+    match data:
+        case StdlibSpec():
+            if not re.fullmatch(r"[0-9a-f]{16}", data.fingerprint):
+                raise ConfigError(
+                    f"data.fingerprint = {data.fingerprint!r}: expected 16 hex digits, or null for this Python's own library"
+                )
+            if not 0 < data.val_percent < 100:
+                raise ConfigError(f"data.val_percent = {data.val_percent}: expected a number above 0 and below 100")
+        case RecallSpec():
+            check_recall(data, seq_len)
+        case HubSpec():
+            if data.vocab_size < 1:
+                raise ConfigError(f"data.vocab_size = {data.vocab_size}: expected at least 1")
+        case _ as never:
+            assert_never(never)
+
+
+@lru_cache(maxsize=4096)
+def _block(mixer: AttentionSpec | Mamba2Spec, ffn: FfnSpec | None) -> BlockSpec:
+    return BlockSpec(mixer=mixer, ffn=ffn)
+
+
+def _blocks(model: ModelConfig) -> tuple[BlockSpec, BlockSpec]:
+    return _block(model.attention, model.ffn), _block(model.mamba, model.ffn)
+
+
+def _model(config: ModelConfig, ratio: Ratio, placement: Placement, data: DataSpec) -> ModelSpec:
+    attention, mamba = _blocks(config)
+    depth = config.depth
+    if depth is None:
+        depth = _matched_depth(ratio, attention, mamba, config.d_model, config.reference_depth)
+    pattern = layout(ratio, depth, placement)
+    vocab_size = data.vocab_size if config.vocab_size is None else config.vocab_size
+    if vocab_size < data.vocab_size:
+        raise ConfigError(
+            f"model.vocab_size = {vocab_size}: expected at least the data's {data.vocab_size} (null takes the data's own)"
+        )
+    return ModelSpec(
+        d_model=config.d_model,
+        vocab_size=vocab_size,
+        tie_embeddings=config.tie_embeddings,
+        norm_eps=config.norm_eps,
+        init_std=config.init_std,
+        blocks=tuple(attention if mixer == ATTENTION else mamba for mixer in pattern),
+    )
+
+
+_matched_depth = lru_cache(maxsize=4096)(matched_depth)
+
+
+def _length(config: Config, tokens: int, batch_tokens: int) -> tuple[int, TrapezoidSpec, StopSpec | None]:
+    """Training length, schedule and stop rule in whole batches of tokens."""
+    if batch_tokens % config.seq_len:
+        nearest = max(whole_batches(batch_tokens, config.seq_len), config.seq_len)
+        raise ConfigError(
+            f"batch_tokens = {batch_tokens}: expected a multiple of seq_len = {config.seq_len} (nearest: {nearest})"
+        )
+    train_tokens = whole_batches(tokens, batch_tokens)
+    if tokens < batch_tokens:
+        raise ConfigError(f"budget.tokens = {tokens}: expected at least one batch of {batch_tokens} tokens")
+    schedule = config.schedule
+
+    def part(name: str, given: Count, fraction: float) -> int:
+        wanted = fraction * train_tokens if given is None else parse_count_or_zero(given, f"schedule.{name}_tokens")
+        return whole_batches(round(wanted), batch_tokens)
+
+    warmup = part("warmup", schedule.warmup_tokens, schedule.warmup_fraction)
+    cooldown = part("cooldown", schedule.cooldown_tokens, schedule.cooldown_fraction)
+    if warmup + cooldown > train_tokens:
+        raise ConfigError(
+            f"schedule: warmup of {warmup} and cooldown of {cooldown} tokens: expected together at most the "
+            f"{train_tokens} tokens of the training"
+        )
+    return train_tokens, TrapezoidSpec(warmup_tokens=warmup, cooldown_tokens=cooldown), _stop(config.stop, batch_tokens)
+
+
+def parse_count_or_zero(value: object, where: str) -> int:
+    """Like `parse_count`, with 0 allowed."""
+    return 0 if value == 0 and not isinstance(value, bool) else parse_count(value, where)
+
+
+def _stop(stop: StopConfig | None, batch_tokens: int) -> StopSpec | None:
+    if stop is None:
+        return None
+    problems = []
+    if not 0 < stop.threshold <= 1:
+        problems.append(f"stop.threshold = {stop.threshold}: expected an accuracy above 0 and up to 1")
+    if stop.examples < 1:
+        problems.append(f"stop.examples = {stop.examples}: expected at least 1")
+    if problems:
+        raise ConfigError(problems)
+    every = whole_batches(parse_count(stop.every_tokens, "stop.every_tokens"), batch_tokens)
+    return StopSpec(
+        metric=stop.metric, threshold=stop.threshold, every_tokens=max(every, batch_tokens), examples=stop.examples
+    )
+
+
+def _check_execution(execution: ExecSpec) -> None:
+    problems = []
+    for field in dataclasses.fields(execution):
+        value = getattr(execution, field.name)
+        if isinstance(value, int | float) and not isinstance(value, bool) and value <= 0:
+            problems.append(f"exec.{field.name} = {value}: expected a number above 0")
+    if execution.heartbeat_s * 3 > execution.lease_s:
+        problems.append(
+            f"exec.lease_s = {execution.lease_s}: expected at least three heartbeats of {execution.heartbeat_s} s, "
+            "so that a slow disk does not look like a dead run"
+        )
+    if problems:
+        raise ConfigError(problems)
+
+
+def check_recall(data: RecallSpec, seq_len: int) -> None:
+    pass

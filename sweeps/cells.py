@@ -1,0 +1,236 @@
+"""A request's cells: named rows x grid x seeds, each read into a run."""
+
+import itertools
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from hybrid.config import Resolved, read_config
+from hybrid.decode import decode, did_you_mean
+from hybrid.spec import ConfigError
+from sweeps.compose import Composer, Setting, as_override
+from sweeps.identity import cell_name, run_id, short_keys, show_value
+from sweeps.store import Cell, Request, now
+
+UNNAMED = "unnamed"
+# Settings that change how a request is carried out, not which cells it has.
+_SURROUNDINGS = ("mode", "plan", "store", "exec", "hydra", "evals")
+_SEEDS = ("init_seed", "data_seed")
+_MAX_CELLS_NAMED = 4
+
+Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepConfig:
+    """The `sweep` section of a configuration."""
+
+    name: str | None
+    seeds: Any
+    only: Any
+    rows: Any
+    grid: Any
+    at: Any
+    report: Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class CellRun:
+    """A cell with the run that it stands for, and the arguments of `python run.py` that give the same run alone."""
+
+    cell: Cell
+    resolved: Resolved
+    arguments: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Expansion:
+    """A request with its cells' runs, in the order of rows, grid, seeds; `config` is what all cells share."""
+
+    request: Request
+    runs: tuple[CellRun, ...]
+    config: Mapping[str, Any]
+
+
+def expand(arguments: Sequence[str], composer: Composer, *, stdlib_fingerprint: Callable[[], str]) -> Expansion:
+    """Everything that `python run.py -m ARGUMENTS` asks for.
+
+    Raises ConfigError with the problems of all cells at once, each said once with the cells that have it.
+    """
+    settings = composer.parse(arguments)
+    base = [s.text for s in settings if s.structural and not s.swept]
+    config = composer.merge(base, [(s.key, s.values[0]) for s in settings if not s.structural and not s.swept])
+    sweep = decode(SweepConfig, config["sweep"], "sweep")
+    name = sweep.name or UNNAMED
+    rows = _rows(sweep, name)
+    seeds = _seeds(sweep.seeds)
+    axes = _axes(sweep, settings, rows, seeds)
+    shorts = short_keys(list(axes))
+    plain = [(s.key, s.values[0]) for s in settings if not s.structural and not s.swept and s.key not in axes]
+    runs: list[CellRun] = []
+    problems: dict[str, list[str]] = {}
+    for (row_name, row), *values in itertools.product(rows.items(), *axes.values()):
+        for seed in seeds:
+            at_axes = dict(zip(axes, values, strict=True))
+            label = cell_name(row_name, at_axes, seed, shorts)
+            try:
+                chosen = _settings(composer, base, row, row_name, sweep, at_axes, seed, plain)
+                if chosen is None:
+                    continue
+                resolved = read_config(composer.merge(*chosen), stdlib_fingerprint=stdlib_fingerprint)
+            except ConfigError as error:
+                for problem in error.problems:
+                    problems.setdefault(problem, []).append(label)
+                continue
+            cell = Cell(name=label, row=row_name, axes=at_axes, seed=seed, run_id=run_id(resolved.run))
+            runs.append(CellRun(cell=cell, resolved=resolved, arguments=_alone(chosen)))
+    if problems:
+        raise ConfigError([_with_cells(problem, names) for problem, names in problems.items()])
+    request = Request(
+        sweep=name,
+        overrides=tuple(s.text for s in settings if not _is_surrounding(s)),
+        created_at=now(),
+        report=sweep.report or {},
+        cells=tuple(run.cell for run in runs),
+    )
+    return Expansion(request=request, runs=tuple(runs), config=config)
+
+
+def _is_surrounding(setting: Setting) -> bool:
+    key = setting.key.lstrip("+~")
+    return key == "sweep" or key.replace("/", ".").split(".")[0] in _SURROUNDINGS
+
+
+def _alone(chosen: tuple[list[str], list[tuple[str, Any]]]) -> tuple[str, ...]:
+    structural, values = chosen
+    return *structural, *(as_override(key, value) for key, value in values if key.split(".")[0] != "sweep")
+
+
+def _with_cells(problem: str, names: list[str]) -> str:
+    listed = ", ".join(names[:_MAX_CELLS_NAMED])
+    more = len(names) - _MAX_CELLS_NAMED
+    return f"{problem} [in {listed}{f' and {more} more' if more > 0 else ''}]"
+
+
+def _rows(sweep: SweepConfig, name: str) -> dict[str, Row]:
+    rows = sweep.rows or {}
+    where = f"sweep {name}"
+    if not isinstance(rows, Mapping) or not all(isinstance(row, Mapping) or row is None for row in rows.values()):
+        raise ConfigError(f"{where}: rows = {rows!r}: expected names, each with its settings")
+    named = {show_value(label): row or {} for label, row in rows.items()}
+    if sweep.name is not None and not named:
+        raise ConfigError(f"{where}: rows is empty: expected at least one named row")
+    if sweep.only is None:
+        return named or {"": {}}
+    only = [show_value(label) for label in (sweep.only if isinstance(sweep.only, list) else [sweep.only])]
+    unknown = [label for label in only if label not in named]
+    if unknown or not only:
+        raise ConfigError(f"sweep.only = {sweep.only!r}: expected names of rows of {where}{did_you_mean(unknown and unknown[0], named)}")
+    return {label: row for label, row in named.items() if label in only}
+
+
+def _seeds(seeds: object) -> list[int | None]:
+    match seeds:
+        case None:
+            return [None]
+        case bool():
+            pass
+        case int() if seeds >= 1:
+            return list(range(1, seeds + 1))
+        case list() if seeds and all(isinstance(s, int) and not isinstance(s, bool) for s in seeds):
+            if len(set(seeds)) == len(seeds):
+                return list(seeds)
+        case _:
+            pass
+    raise ConfigError(f"sweep.seeds = {seeds!r}: expected a number of seeds of at least 1, or a list of different seeds")
+
+
+def _axes(
+    sweep: SweepConfig, settings: Sequence[Setting], rows: Mapping[str, Row], seeds: Sequence[int | None]
+) -> dict[str, tuple[Any, ...]]:
+    """The grid, its values replaced where the command line sets the same key, and the command line's own axes."""
+    grid = sweep.grid or {}
+    if not isinstance(grid, Mapping) or not all(isinstance(values, list) and values for values in grid.values()):
+        raise ConfigError(f"sweep.grid = {grid!r}: expected settings, each with a list of at least one value")
+    axes = {str(key): tuple(values) for key, values in grid.items()}
+    row_keys = {key for row in rows.values() for key in row}
+    problems = []
+    for setting in settings:
+        if setting.key in row_keys:
+            problems.append(
+                f"{setting.text}: the rows of sweep {sweep.name} set {setting.key} themselves; choose among them with sweep.only=[...] "
+                f"(rows: {', '.join(rows)})"
+            )
+        elif setting.key in _SEEDS and seeds != [None]:
+            problems.append(f"{setting.text}: the sweep sets the seeds itself; give sweep.seeds, as a number or as a list")
+        elif setting.swept or setting.key in axes:
+            axes[setting.key] = setting.values
+        if setting.swept and _is_surrounding(setting):
+            problems.append(f"{setting.text}: expected one value: it does not change what a run is")
+    for key, values in axes.items():
+        if len({repr(value) for value in values}) < len(values):
+            problems.append(f"{key} = {list(values)}: a value is repeated")
+    if problems:
+        raise ConfigError(problems)
+    return axes
+
+
+def _settings(
+    composer: Composer,
+    base: Sequence[str],
+    row: Row,
+    row_name: str,
+    sweep: SweepConfig,
+    axes: Mapping[str, Any],
+    seed: int | None,
+    plain: Sequence[tuple[str, Any]],
+) -> tuple[list[str], list[tuple[str, Any]]] | None:
+    """One cell's structural overrides and values, later ones winning: row, `at`, grid, seeds, command line.
+
+    None where `at` leaves the row out.
+    """
+    seeds = [] if seed is None else [(key, seed) for key in _SEEDS]
+    structural, values = _split(composer, row.items())
+    axis_structural, axis_values = _split(composer, axes.items())
+    structural = [*base, *structural, *axis_structural]
+    after = [*axis_values, *seeds, *plain]
+    if sweep.at:
+        conditional = _conditional(sweep, row_name, composer.merge(structural, [*values, *after]))
+        if conditional is None:
+            return None
+        values = [*values, *conditional]
+    return structural, [*values, *after]
+
+
+def _conditional(sweep: SweepConfig, row_name: str, config: Mapping[str, Any]) -> list[tuple[str, Any]] | None:
+    """The settings of `at` whose condition this configuration meets; None where one of them leaves the row out."""
+    row_names = [show_value(name) for name in sweep.rows]
+    found: list[tuple[str, Any]] = []
+    for condition, by_row in sweep.at.items():
+        key, equals, wanted = str(condition).partition("=")
+        if not equals or not isinstance(by_row, Mapping):
+            raise ConfigError(f"sweep.at.{condition}: expected setting=value, then rows with their settings")
+        unknown = [label for label in map(show_value, by_row) if label not in row_names]
+        if unknown:
+            raise ConfigError(f"sweep.at.{condition}.{unknown[0]}: no such row{did_you_mean(unknown[0], row_names)}")
+        value: Any = config
+        for part in key.split("."):
+            value = value.get(part) if isinstance(value, Mapping) else None
+        if show_value(value) != wanted:
+            continue
+        for label, settings in by_row.items():
+            if show_value(label) == row_name:
+                if settings is None:
+                    return None
+                found += settings.items()
+    return found
+
+
+def _split(composer: Composer, settings: Iterable[tuple[str, Any]]) -> tuple[list[str], list[tuple[str, Any]]]:
+    structural, values = [], []
+    for key, value in settings:
+        if key[0] in "+~" or composer.is_group(key):
+            structural.append(as_override(key, value))
+        else:
+            values.append((key, value))
+    return structural, values

@@ -1,0 +1,206 @@
+"""Runs in processes of this machine, as many at once as there are cores for them.
+
+Each run has a process of its own, forked from a server that has torch loaded already, so that a run starts in
+milliseconds and one that fails, or is killed, takes nothing else with it. A run whose parent is gone saves and stops.
+"""
+
+import contextlib
+import multiprocessing
+import os
+import sys
+import time
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection, wait
+from typing import Any
+
+from hybrid.spec import ExecSpec, RunSpec
+from sweeps.cells import CellRun
+from sweeps.launch import End, Launcher
+from sweeps.progress import SweepProgress, say
+from sweeps.store import FINAL, Store
+from sweeps.worker import EXIT_BUSY, EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, Busy, StopFlag, explain_failure, run_one
+
+_PRELOADED = ("hybrid.train.loop", "hybrid.data", "hybrid.evals.nll")
+_TICK_EVERY_S = 0.5
+_LOOK_AGAIN_S = 1.0
+_GRACE_S = 60.0
+
+
+@dataclass
+class _Live:
+    cell: CellRun
+    process: Any
+    pipe: "Connection[Any, Any]"
+    began: float
+    tick: tuple[int, int, float | None, float] | None = None
+    failure: str | None = None
+
+
+@dataclass
+class _State:
+    waiting: deque[CellRun]
+    elsewhere: list[CellRun] = field(default_factory=list)
+    live: list[_Live] = field(default_factory=list)
+    ends: list[End] = field(default_factory=list)
+
+
+class LocalProcesses(Launcher):
+    """A pool of processes on this machine; `workers: None` takes as many as the cores allow at the runs' threads."""
+
+    def __init__(self, workers: int | None = None) -> None:
+        self._workers = workers
+
+    def launch(self, cells: Sequence[CellRun], store: Store) -> list[End]:
+        if not cells:
+            return []
+        threads = max(cell.resolved.execution.threads for cell in cells)
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        workers = min(self._workers or max(1, cores // threads), len(cells))
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(list(_PRELOADED))
+        state = _State(waiting=deque(cells))
+        with SweepProgress(len(cells), workers) as progress:
+            try:
+                self._until_all_ended(state, store, workers, context, progress)
+            except KeyboardInterrupt:
+                self._interrupt(state, store, progress)
+        return state.ends
+
+    def _until_all_ended(self, state: _State, store: Store, workers: int, context: Any, progress: SweepProgress) -> None:
+        looked = time.monotonic()
+        told = False
+        while state.waiting or state.live or state.elsewhere:
+            while state.waiting and len(state.live) < workers:
+                self._start(state, store, context, progress)
+            if state.elsewhere and not state.live and not told:
+                told = True
+                say(f"waiting for {len(state.elsewhere)} runs that another process is training")
+            handles = [handle for live in state.live for handle in (live.pipe, live.process.sentinel)]
+            wait(handles, timeout=_LOOK_AGAIN_S) if handles else time.sleep(_LOOK_AGAIN_S)
+            self._collect(state, store, progress)
+            if time.monotonic() - looked > _LOOK_AGAIN_S:
+                looked = time.monotonic()
+                self._look_elsewhere(state, store, progress)
+
+    def _start(self, state: _State, store: Store, context: Any, progress: SweepProgress) -> None:
+        """Start the next waiting cell, or put it aside where somebody else trains it just now."""
+        cell = state.waiting.popleft()
+        status = store.status(cell.cell.run_id)
+        if status in FINAL:
+            self._end(state, progress, End(cell=cell, status=status), "by another process")
+        elif status == "running":
+            state.elsewhere.append(cell)
+        else:
+            ours, theirs = context.Pipe()
+            arguments = (theirs, store, cell.resolved.run, cell.resolved.execution)
+            process = context.Process(target=_child, args=arguments, name=f"run {cell.cell.run_id}")
+            process.start()
+            theirs.close()
+            state.live.append(_Live(cell=cell, process=process, pipe=ours, began=time.monotonic()))
+
+    def _look_elsewhere(self, state: _State, store: Store, progress: SweepProgress) -> None:
+        """What was put aside is either still trained, or ended (then counted), or free again (then ours)."""
+        still = []
+        for cell in state.elsewhere:
+            status = store.status(cell.cell.run_id)
+            if status in FINAL:
+                self._end(state, progress, End(cell=cell, status=status), "by another process")
+            elif status == "running":
+                still.append(cell)
+            else:
+                state.waiting.append(cell)
+        state.elsewhere = still
+
+    def _collect(self, state: _State, store: Store, progress: SweepProgress) -> None:
+        for live in list(state.live):
+            with contextlib.suppress(EOFError, OSError):
+                while live.pipe.poll():
+                    message = live.pipe.recv()
+                    if isinstance(message, str):
+                        live.failure = message
+                    else:
+                        live.tick = message
+            if live.process.exitcode is None:
+                continue
+            live.process.join()
+            live.pipe.close()
+            state.live.remove(live)
+            if live.process.exitcode == EXIT_BUSY:
+                state.elsewhere.append(live.cell)
+                continue
+            end = _end_of(live, store)
+            self._end(state, progress, end, f"in {time.monotonic() - live.began:.0f} s")
+        progress.running({live.cell.cell.name: live.tick for live in state.live if live.tick is not None})
+
+    def _end(self, state: _State, progress: SweepProgress, end: End, how: str) -> None:
+        state.ends.append(end)
+        progress.ended(end.cell.cell.name, f"{end.status} {how}" + (f": {end.message}" if end.message else ""))
+
+    def _interrupt(self, state: _State, store: Store, progress: SweepProgress) -> None:
+        """Ask every run to save and stop, and wait for them; a second Ctrl-C kills them."""
+        say(f"interrupted: {len(state.live)} runs save what they have (Ctrl-C again to kill them)")
+        try:
+            for live in state.live:
+                live.process.terminate()
+            deadline = time.monotonic() + _GRACE_S
+            for live in state.live:
+                live.process.join(max(0.0, deadline - time.monotonic()))
+        except KeyboardInterrupt:
+            pass
+        for live in state.live:
+            if live.process.exitcode is None:
+                live.process.kill()
+                live.process.join()
+        self._collect(state, store, progress)
+        left = [*state.waiting, *state.elsewhere]
+        state.ends += [End(cell=cell, status="interrupted", message="not begun") for cell in left]
+
+
+def _end_of(live: _Live, store: Store) -> End:
+    cell, exit_code = live.cell, live.process.exitcode
+    status = store.status(cell.cell.run_id)
+    if exit_code == EXIT_DONE and status in FINAL:
+        return End(cell=cell, status=status)
+    if exit_code == EXIT_INTERRUPTED:
+        return End(cell=cell, status="interrupted", message="saved; goes on when asked for again")
+    if live.failure is not None:
+        message = live.failure.splitlines()[0]
+    elif exit_code < 0:
+        message = f"killed by signal {-exit_code}; goes on from its last checkpoint when asked for again"
+    else:
+        message = f"ended with exit code {exit_code} and no record"
+    return End(cell=cell, status="failed", message=message)
+
+
+def _child(pipe: "Connection[Any, Any]", store: Store, run: RunSpec, execution: ExecSpec) -> None:
+    """The whole life of a run's process."""
+    from hybrid.train.loop import Interrupted
+
+    stop = StopFlag()
+    reported = 0.0
+
+    def progress(step: int, total_steps: int, loss_nats: float | None, tokens_per_s: float) -> None:
+        nonlocal reported
+        if time.monotonic() - reported < _TICK_EVERY_S:
+            return
+        reported = time.monotonic()
+        try:
+            pipe.send((step, total_steps, loss_nats, tokens_per_s))
+        except OSError:
+            stop("the process that started the run is gone")
+
+    with stop.on_signals():
+        try:
+            run_one(store, run, execution, stop=stop, progress=progress, own_process=True)
+            code = EXIT_DONE
+        except Busy:
+            code = EXIT_BUSY
+        except Interrupted:
+            code = EXIT_INTERRUPTED
+        except Exception as error:
+            code = EXIT_FAILED  # told in full in the attempt's error.json and log.txt
+            with contextlib.suppress(OSError):
+                pipe.send(explain_failure(error))
+    sys.exit(code)

@@ -1,0 +1,39 @@
+"""Plain text for people at a terminal: aligned tables, short numbers, durations."""
+
+from collections.abc import Sequence
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Columns aligned with spaces: numbers to the right, the rest to the left."""
+    columns = list(zip(header, *rows, strict=True))
+    right = [bool(rows) and all(_is_number(cell) for cell in column[1:]) for column in columns]
+    widths = [max(map(len, column)) for column in columns]
+    lines = []
+    for row in (header, *rows):
+        cells = (cell.rjust(w) if r else cell.ljust(w) for cell, w, r in zip(row, widths, right, strict=True))
+        lines.append("  ".join(cells).rstrip())
+    lines.insert(1, "  ".join("-" * w for w in widths))
+    return "\n".join(lines)
+
+
+def _is_number(text: str) -> bool:
+    return text[:1] in "0123456789+-" and text[:1] != ""
+
+
+def amount(number: float, *, binary: bool = False) -> str:
+    """A number with a unit of 1000 (K, M, B, T), or of 1024 (Ki, Mi, Gi) for bytes: three digits."""
+    step, units = (1024, ["", "Ki", "Mi", "Gi", "Ti"]) if binary else (1000, ["", "K", "M", "B", "T"])
+    value, index = float(number), 0
+    while abs(value) >= step and index < len(units) - 1:
+        value, index = value / step, index + 1
+    return (f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}") + units[index]
+
+
+def duration(seconds: float) -> str:
+    """A time such as 42 s, 3 min 20 s, 2 h 05 min."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"

@@ -1,0 +1,391 @@
+"""Execute one run: claim it, keep its lease, train, record. The same code under every launcher.
+
+`run_one` is what a launcher calls, in a process of its own. What becomes of it is told by its exit code too,
+so that a scheduler's own state is true.
+"""
+
+import contextlib
+import json
+import os
+import platform
+import signal
+import subprocess
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Literal, Protocol, TextIO
+
+from hybrid.cost import run_cost
+from hybrid.decode import digest, encode
+from hybrid.spec import ConfigError, ExecSpec, RunSpec
+from sweeps.store import (
+    RECORD_SCHEMA,
+    Attempt,
+    Store,
+    StoreError,
+    describe_os_error,
+    now,
+    owner_alive,
+    publish,
+    this_process,
+)
+
+EXIT_DONE = 0
+EXIT_FAILED = 1
+EXIT_BUSY = 3
+EXIT_INTERRUPTED = 75  # sysexits.h EX_TEMPFAIL: run the same again and it goes on
+
+ErrorClass = Literal["oom", "timeout", "node_fail", "preempted", "cancelled", "code", "io", "unknown"]
+_POLL_S = 0.2
+_HYBRID_ROOT = Path(__file__).resolve().parent.parent
+
+
+class Busy(Exception):
+    """Another copy of the run is alive; nothing is to be done here."""
+
+    def __init__(self, job: Mapping[str, Any] | None) -> None:
+        where = f"by {job['host']}, process {job['pid']}" if job else "elsewhere"
+        super().__init__(f"the run is being trained {where}")
+
+
+class Progress(Protocol):
+    """Where a run's progress goes."""
+
+    def __call__(self, step: int, total_steps: int, loss_nats: float | None, tokens_per_s: float) -> None: ...
+
+
+def take(store: Store, run_id: str, lease_s: float) -> Attempt | None:
+    """Claim the run's next attempt; None where it is finished. Waits out a lease that may be dead.
+
+    A lease is dead at once where its process is seen to be gone, else when its counter has stood still for `lease_s` (or the owner's own
+    lease, if longer) on this process's monotonic clock. Raises Busy as soon as the counter moves.
+    """
+    while True:
+        if store.record_path(run_id).exists():
+            return None
+        number = store.last_attempt(run_id)
+        if number and store.error(run_id, number) is None and not _lease_is_dead(store, run_id, number, lease_s):
+            continue
+        attempt = store.claim(run_id, number)
+        if attempt is not None:
+            return attempt
+
+
+def _lease_is_dead(store: Store, run_id: str, number: int, lease_s: float) -> bool:
+    """Watch attempt `number` until it is dead (True) or has ended (False). Raises Busy where it lives."""
+
+    def sign_of_life() -> tuple[str | None, bool]:
+        return store.heartbeat(run_id, number), store.job(run_id, number) is None
+
+    seen, since = sign_of_life(), time.monotonic()
+    while True:
+        if store.record_path(run_id).exists() or store.error(run_id, number) is not None:
+            return False
+        job = store.job(run_id, number)
+        if job is not None and owner_alive(job) is False:
+            return True
+        if sign_of_life() != seen:
+            raise Busy(job)
+        if time.monotonic() - since > max(lease_s, float(job["lease_s"]) if job else 0.0):
+            return True
+        time.sleep(_POLL_S)
+
+
+class StopFlag:
+    """Why the run should stop, if it should: a signal, a lost lease, a launcher that is gone. The first reason stays."""
+
+    def __init__(self) -> None:
+        self.reason: str | None = None
+
+    def __call__(self, reason: str) -> None:
+        if self.reason is None:
+            self.reason = reason
+
+    @contextlib.contextmanager
+    def on_signals(self) -> Iterator[None]:
+        """TERM, INT, HUP and USR2 ask the run to save and stop while this lasts."""
+        wanted = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR2)
+        before = {number: signal.signal(number, self._signalled) for number in wanted}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _signalled(self, number: int, _frame: object) -> None:
+        self(f"signal {signal.Signals(number).name}")
+
+
+_LEASE_LOST = "another copy has taken the run over"
+
+
+class _Heart(threading.Thread):
+    """Moves the attempt's counter while it lives, and notices when somebody else has claimed a later attempt."""
+
+    def __init__(self, store: Store, attempt: Attempt, every_s: float, stop: StopFlag) -> None:
+        super().__init__(daemon=True, name="heartbeat")
+        self._store, self._attempt, self._every_s, self._stop_flag = store, attempt, every_s, stop
+        self._ended = threading.Event()
+        self._path = attempt.directory / "heartbeat"
+
+    def run(self) -> None:
+        count = 0
+        while not self._ended.is_set():
+            # A disk that is full for a moment must not kill the run; a lease lost that way is noticed below.
+            with contextlib.suppress(OSError):
+                self._path.write_text(f"{count}\n")
+            count += 1
+            self._ended.wait(self._every_s)
+            if self._store.last_attempt(self._attempt.run_id) > self._attempt.number:
+                self._stop_flag(_LEASE_LOST)
+
+    def __enter__(self) -> "_Heart":
+        self.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._ended.set()
+        self.join()
+        with contextlib.suppress(OSError):
+            self._path.unlink(missing_ok=True)
+
+
+class _Observer:
+    """What the training loop reports to: metric lines to the attempt, progress to the launcher."""
+
+    def __init__(self, lines: TextIO, log: Callable[[str], None], stop: StopFlag, progress: Progress) -> None:
+        self._lines, self._log, self._stop_flag, self._progress = lines, log, stop, progress
+        self._total_steps = 0
+
+    def start(self, start_step: int, total_steps: int) -> None:
+        self._total_steps = total_steps
+        if start_step:
+            self._write({"resumed_at_step": start_step})
+            self._log(f"resumed at step {start_step} of {total_steps}")
+        else:
+            self._log(f"begins, {total_steps} steps")
+
+    def metrics(self, line: Mapping[str, Any]) -> None:
+        self._write(line)
+
+    def stop_requested(self) -> str | None:
+        return self._stop_flag.reason
+
+    def tick(self, step: int, loss: float | None, tokens_per_s: float) -> None:
+        self._progress(step, self._total_steps, loss, tokens_per_s)
+
+    def _write(self, line: Mapping[str, Any]) -> None:
+        self._lines.write(json.dumps(line) + "\n")
+        self._lines.flush()
+
+
+def run_one(
+    store: Store, run: RunSpec, execution: ExecSpec, *, stop: StopFlag, progress: Progress, own_process: bool = False
+) -> str:
+    """Train the run, unless it is finished, and record it; gives its status, "done" or "diverged".
+
+    In a process of its own, all that it prints goes to the attempt's log. Raises Busy where another copy is alive, hybrid.train's Interrupted after saving when asked to stop, and whatever went wrong, after
+    recording it in the attempt.
+    """
+    run_id = store.publish_spec(run)
+    attempt = take(store, run_id, execution.lease_s)
+    if attempt is None:
+        return _recorded_status(store, run_id)
+    job = {**this_process(), "lease_s": execution.lease_s, "started_at": now(), "command": sys.argv, "exec": encode(execution)}
+    publish(attempt.directory / "job.json", json.dumps(job) + "\n")
+    with (
+        _Heart(store, attempt, execution.heartbeat_s, stop),
+        open(attempt.directory / "metrics.jsonl", "a", encoding="utf-8") as lines,
+        open(attempt.directory / "log.txt", "a", encoding="utf-8") as log_file,
+    ):
+
+        def log(message: str) -> None:
+            print(f"{now()} {message}", file=log_file, flush=True)
+
+        if own_process:
+            os.dup2(log_file.fileno(), 1)
+            os.dup2(log_file.fileno(), 2)
+        log(f"run {run_id}, attempt {attempt.number}, process {os.getpid()} on {platform.node()}")
+        try:
+            status = _train(store, run, execution, attempt, _Observer(lines, log, stop, progress), log, job)
+        except BaseException as error:
+            _record_failure(attempt, error, log)
+            raise
+        log(f"ends: {status}")
+        return status
+
+
+def _recorded_status(store: Store, run_id: str) -> str:
+    record = store.record(run_id)
+    assert record is not None
+    return str(record["status"])
+
+
+def _train(
+    store: Store,
+    run: RunSpec,
+    execution: ExecSpec,
+    attempt: Attempt,
+    observer: _Observer,
+    log: Callable[[str], None],
+    job: Mapping[str, Any],
+) -> str:
+    from hybrid.data import open_data
+    from hybrid.train.checkpoint import CheckpointStore, save_final_weights
+    from hybrid.train.loop import train
+
+    data = open_data(run.data, run.seq_len, store.data_root)
+    checkpoints = CheckpointStore(store.checkpoints_dir(attempt.run_id), attempt=attempt.number, run_id=attempt.run_id, log=log)
+    outcome = train(run, execution, data=data, checkpoints=checkpoints, observer=observer)
+    if outcome.status == "done":
+        save_final_weights(store.weights_path(attempt.run_id), outcome.model)
+    record = {
+        "schema": RECORD_SCHEMA,
+        "run_id": attempt.run_id,
+        "status": outcome.status,
+        "spec": encode(run),
+        "cost": asdict(run_cost(run)),
+        "metrics": outcome.metrics,
+        "provenance": provenance(execution) | {"attempt": attempt.number, "started_at": job["started_at"], "finished_at": now()},
+    }
+    if not store.publish_record(attempt.run_id, record):
+        log("another copy recorded the run first; its record stands")
+        return _recorded_status(store, attempt.run_id)
+    checkpoints.clear()
+    return outcome.status
+
+
+def _record_failure(attempt: Attempt, error: BaseException, log: Callable[[str], None]) -> None:
+    from hybrid.train.loop import Interrupted
+
+    if isinstance(error, Interrupted) and error.reason == _LEASE_LOST:
+        log(f"stops: {error}")
+        return  # the attempt that took over speaks for the run now
+    text = "".join(traceback.format_exception(error))
+    log(text if not isinstance(error, Interrupted) else f"stops: {error}")
+    failure = {"class": classify(error), "message": f"{type(error).__name__}: {error}", "traceback": text, "at": now()}
+    with contextlib.suppress(OSError):
+        publish(attempt.directory / "error.json", json.dumps(failure) + "\n")
+
+
+def classify(error: BaseException) -> ErrorClass:
+    """The class of a failure, from the exception alone."""
+    from hybrid.train.loop import Interrupted
+
+    if isinstance(error, Interrupted | KeyboardInterrupt):
+        return "cancelled"
+    if isinstance(error, MemoryError) or "out of memory" in str(error).lower():
+        return "oom"
+    if isinstance(error, OSError | StoreError):
+        return "io"
+    return "code"
+
+
+def explain_failure(error: BaseException) -> str:
+    """One line for people."""
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename}: {describe_os_error(error)}"
+    return f"{error}" if isinstance(error, ConfigError | StoreError) else f"{type(error).__name__}: {error}"
+
+
+# --- evaluation ---------------------------------------------------------------------------------
+
+
+def evaluate_one(store: Store, run: RunSpec, execution: ExecSpec) -> dict[str, Any]:
+    """The validation loss of a finished run, over the whole validation split, as a record of its own.
+
+    Asking twice evaluates once. Raises StoreError where the run is not done or its weights are gone.
+    """
+    from hybrid.evals.spec import NllEvalSpec
+
+    run_id = store.publish_spec(run)
+    spec = NllEvalSpec()
+    eval_id = spec.eval_id()
+    known = store.eval_record(run_id, eval_id)
+    if known is not None:
+        return known
+    record = store.record(run_id)
+    if record is None or record["status"] != "done":
+        raise StoreError(f"run {run_id}: {store.status(run_id)}: expected a finished run to evaluate; train it first (mode=run)")
+    if not store.weights_path(run_id).exists():
+        raise StoreError(f"{store.weights_path(run_id)}: missing: the run is done, but its final weights are gone")
+    from hybrid.data import open_data
+    from hybrid.evals.nll import evaluate_nll
+    from hybrid.train.checkpoint import load_final_weights
+    from hybrid.train.loop import build_model
+
+    model = build_model(run, execution)
+    load_final_weights(store.weights_path(run_id), model)
+    began = time.monotonic()
+    result = evaluate_nll(
+        model,
+        open_data(run.data, run.seq_len, store.data_root),
+        max_examples=spec.max_examples,
+        batch_size=execution.microbatch or run.batch_size,
+    )
+    store.publish_eval_record(
+        run_id,
+        eval_id,
+        {
+            "schema": RECORD_SCHEMA,
+            "run_id": run_id,
+            "eval": spec.canonical(),
+            "metrics": asdict(result),
+            "provenance": provenance(execution) | {"wall_s": time.monotonic() - began, "finished_at": now()},
+        },
+    )
+    made = store.eval_record(run_id, eval_id)
+    assert made is not None
+    return made
+
+
+# --- provenance ---------------------------------------------------------------------------------
+
+
+def provenance(execution: ExecSpec) -> dict[str, Any]:
+    """Code, versions, machine and command, as they are now."""
+    return {
+        "git_commit": _git("rev-parse", "HEAD"),
+        "git_diff_sha": _diff_digest(),
+        "versions": {"python": platform.python_version(), **{name: _version(name) for name in ("torch", "numpy")}},
+        "host": platform.node(),
+        "platform": platform.platform(),
+        "processor": _processor(),
+        "device": execution.device,
+        "exec": encode(execution),
+        "command": sys.argv,
+    }
+
+
+def _git(*arguments: str) -> str | None:
+    try:
+        found = subprocess.run(["git", "-C", str(_HYBRID_ROOT), *arguments], capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return found.stdout.strip() if found.returncode == 0 else None
+
+
+def _diff_digest() -> str | None:
+    """A digest of what differs from the commit in tracked files; None where nothing does."""
+    diff = _git("diff", "HEAD")
+    return digest(diff) if diff else None
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _processor() -> str:
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor()
