@@ -12,6 +12,7 @@ from functools import lru_cache
 from typing import Any, Literal, TypeVar, assert_never, cast
 
 from hybrid.budget import matched_depth, parse_count, whole_batches
+from hybrid.corpus import check_recall
 from hybrid.cost import block_params
 from hybrid.decode import decode, did_you_mean
 from hybrid.layout import ATTENTION, Placement, Ratio, layout, parse_ratio
@@ -108,12 +109,15 @@ class Config:
 
 @dataclass(frozen=True, kw_only=True)
 class Resolved:
-    """A configuration, read: the run, how to carry it out, and what the budget left over."""
+    """A configuration, read: the run, how to carry it out, and how well its parameters match.
+
+    `param_mismatch` is the relative difference of the blocks' parameters from those of the reference depth of
+    attention blocks; None where the depth was given and nothing was matched.
+    """
 
     run: RunSpec
     execution: ExecSpec
-    reference_params: int
-    param_mismatch: float
+    param_mismatch: float | None
 
 
 Fingerprints = Callable[[], str]
@@ -122,9 +126,7 @@ Fingerprints = Callable[[], str]
 def read_config(config: Mapping[str, Any], *, stdlib_fingerprint: Fingerprints) -> Resolved:
     """Decode a composed configuration and resolve it into whole numbers.
 
-    `stdlib_fingerprint` is asked only where the data is the standard library and names no fingerprint. `param_mismatch` is
-    the relative difference of the blocks' parameters from those of the reference depth of attention blocks.
-    Raises ConfigError with every problem found, each with its path.
+    `stdlib_fingerprint` is asked only where the data is the standard library and names no fingerprint. Raises ConfigError with every problem found, each with its path.
     """
     settings = {key: value for key, value in config.items() if key not in SURROUNDINGS}
     typed = decode(Config, settings)
@@ -156,12 +158,14 @@ def read_config(config: Mapping[str, Any], *, stdlib_fingerprint: Fingerprints) 
         init_seed=typed.init_seed,
         data_seed=typed.data_seed,
     )
-    attention, _ = _blocks(typed.model)
-    reference = typed.model.reference_depth * block_params(attention, model.d_model)
-    have = sum(block_params(block, model.d_model) for block in model.blocks)
-    return Resolved(
-        run=run, execution=typed.exec, reference_params=reference, param_mismatch=(have - reference) / reference
-    )
+    mismatch = _mismatch(typed.model, model) if typed.model.depth is None else None
+    return Resolved(run=run, execution=typed.exec, param_mismatch=mismatch)
+
+
+def _mismatch(config: ModelConfig, model: ModelSpec) -> float:
+    attention, _ = _blocks(config)
+    reference = config.reference_depth * block_params(attention, model.d_model)
+    return sum(block_params(block, model.d_model) for block in model.blocks) / reference - 1
 
 
 class _Collector:
@@ -394,6 +398,3 @@ def _check_execution(execution: ExecSpec) -> None:
     if problems:
         raise ConfigError(problems)
 
-
-def check_recall(data: RecallSpec, seq_len: int) -> None:
-    pass

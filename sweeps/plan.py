@@ -106,7 +106,7 @@ def as_text(plan: Sequence[PlannedCell], *, title: str) -> str:
                 ", ".join(f"{count} {status}" for status, count in statuses.items()),
                 compact(layout),
                 amount(cost.non_embedding_params),
-                f"{100 * cells[0].run.resolved.param_mismatch:+.1f}%",
+                _percent(cells[0].run.resolved.param_mismatch),
                 amount(cost.total_params),
                 amount(tokens),
                 str(spec.train_steps),
@@ -121,6 +121,10 @@ _SMALL_PRINT = (
     "params: without embedding and head; vs ref: their difference from the reference depth of attention blocks; "
     "FLOPs and cache: the paper's convention, a run, a sequence."
 )
+
+
+def _percent(fraction: float | None) -> str:
+    return "-" if fraction is None else f"{100 * fraction:+.1f}%"
 
 
 def _totals(plan: Sequence[PlannedCell]) -> str:

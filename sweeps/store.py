@@ -116,7 +116,7 @@ class Store:
         path = self.root / "format.json"
         try:
             found = json.loads(path.read_text())["format"]
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise StoreError(f"{path}: unreadable ({error}); expected {{\"format\": {FORMAT}}}") from error

@@ -1,0 +1,47 @@
+"""What tests of several packages share."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hybrid.config import Resolved, read_config
+from sweeps.cells import Expansion, expand
+from sweeps.compose import Composer
+
+FINGERPRINT = "0123456789abcdef"
+
+
+@pytest.fixture
+def resolve() -> Callable[..., Resolved]:
+    """Compose with the shipped conf/ and read: `resolve("scale=1b", "model=llama")`."""
+
+    def compose_and_read(*overrides: str) -> Resolved:
+        with Composer() as composer:
+            return read_config(composer.compose(overrides), stdlib_fingerprint=lambda: FINGERPRINT)
+
+    return compose_and_read
+
+
+@pytest.fixture
+def expand_request() -> Callable[..., Expansion]:
+    """What a command line asks for: `expand_request("+sweep=demo", "sweep.seeds=2")`."""
+
+    def run(*arguments: str) -> Expansion:
+        with Composer() as composer:
+            return expand(arguments, composer, stdlib_fingerprint=lambda: FINGERPRINT)
+
+    return run
+
+
+@pytest.fixture
+def config() -> dict[str, Any]:
+    """The default configuration, as a plain dict to change."""
+    with Composer() as composer:
+        return dict(composer.compose([]))
+
+
+@pytest.fixture
+def repo() -> Path:
+    return Path(__file__).resolve().parent.parent

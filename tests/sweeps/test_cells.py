@@ -1,0 +1,178 @@
+import dataclasses
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from hybrid.config import read_config
+from hybrid.cost import layout_of
+from hybrid.decode import canonical_json, decode
+from hybrid.spec import ConfigError, RunSpec
+from sweeps.compose import CONFIG_DIR, Composer, as_override
+from sweeps.identity import run_id
+from sweeps.status import flatten
+
+SHIPPED = sorted(path.stem for path in (CONFIG_DIR / "sweep").glob("*.yaml"))
+SCALES = {"table4": ["1b", "350m", "toy"], "placement": ["1b", "350m", "toy"]}
+
+
+@pytest.mark.parametrize("sweep", SHIPPED)
+def test_every_shipped_cell_is_the_run_that_plain_hydra_composes(expand_request, sweep: str) -> None:
+    """The fast path is not another language: each cell's arguments, composed by Hydra alone, give an equal RunSpec."""
+    for scale in SCALES.get(sweep, [None]):
+        arguments = [f"+sweep={sweep}"] + ([f"scale={scale}"] if scale else [])
+        expansion = expand_request(*arguments)
+        # Seeds differ by two integers; two of them suffice here.
+        runs = [run for run in expansion.runs if run.cell.seed in (None, 1, 2)]
+        with Composer() as composer:
+            for run in runs:
+                plain = read_config(composer.compose(run.arguments), stdlib_fingerprint=lambda: "0123456789abcdef")
+                assert plain.run == run.resolved.run, run.cell.name
+                assert canonical_json(plain.run) == canonical_json(run.resolved.run)
+
+
+def test_cells_are_rows_times_grid_times_seeds_under_different_names(expand_request) -> None:
+    expansion = expand_request("+sweep=demo", "sweep.seeds=3", "optim.lr=1e-3,2e-3")
+    names = [cell.name for cell in expansion.request.cells]
+    assert len(names) == len(set(names)) == 5 * 2 * 3
+    assert names[0] == "attention 1st/lr=0.001/s1"
+    assert len({cell.run_id for cell in expansion.request.cells}) == 30
+
+
+def test_rows_at_one_seed_share_their_seeds_so_that_they_can_be_paired(expand_request) -> None:
+    for run in expand_request("+sweep=demo", "sweep.seeds=[7]").runs:
+        assert (run.resolved.run.init_seed, run.resolved.run.data_seed) == (7, 7)
+
+
+def test_a_list_of_ratios_on_the_command_line_is_an_unnamed_request(expand_request) -> None:
+    expansion = expand_request("model.ratio=1:1,1:12")
+    assert [cell.name for cell in expansion.request.cells] == ["ratio=1:1", "ratio=1:12"]
+    assert [layout_of(run.resolved.run.model).count("A") for run in expansion.runs] == [7, 1]
+
+
+@pytest.mark.parametrize("spelling", ["1:12", "72", "'1:12'", '"1:12"'])
+def test_one_to_twelve_is_the_same_run_however_it_is_written(expand_request, spelling: str) -> None:
+    ids = {run.cell.run_id for run in expand_request(f"model.ratio={spelling}").runs}
+    assert ids == {run.cell.run_id for run in expand_request("model.ratio=1:12").runs}
+
+
+def test_bare_ratios_in_yaml_lists_and_rows_are_read_too(tmp_path: Path, expand_request) -> None:
+    with Composer() as composer:
+        bare = composer.merge([], [("model.ratio", 72)])
+        assert str(read_config(bare, stdlib_fingerprint=lambda: "0" * 16).run) == str(
+            read_config(composer.merge([], [("model.ratio", "1:12")]), stdlib_fingerprint=lambda: "0" * 16).run
+        )
+    listed = expand_request("+sweep=table4", "scale=toy", "+sweep.grid={optim.lr:[1e-3,2e-3]}")
+    assert len(listed.runs) == 12
+
+
+def test_the_same_model_in_two_tables_is_one_run(expand_request) -> None:
+    table4 = {cell.row: cell.run_id for cell in expand_request("+sweep=table4").request.cells}
+    placement = {cell.row: cell.run_id for cell in expand_request("+sweep=placement").request.cells}
+    assert table4["1:5"] == placement["1:5 middle"]
+    assert table4["1:12"] == placement["1:12 at 7"]
+
+
+def test_printed_positions_hold_at_their_own_scale_only(expand_request) -> None:
+    def positions(scale: str, row: str) -> list[int]:
+        runs = expand_request("+sweep=placement", f"scale={scale}").runs
+        layout = next(layout_of(run.resolved.run.model) for run in runs if run.cell.row == row)
+        return [i for i, letter in enumerate(layout, 1) if letter == "A"]
+
+    assert positions("1b", "1:5 end") == [4, 11]
+    assert positions("350m", "1:3 front") == [1, 6, 9]
+    assert positions("toy", "1:5 end")[-1] == 13
+    assert "1:12 at 12" not in {cell.row for cell in expand_request("+sweep=placement", "scale=350m").request.cells}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["model.ratioo=1:1"], "model.ratioo = '1:1': unknown setting.*did you mean ratio"),
+        (["model=intr"], "intr"),
+        (["+sweep=dmeo"], "dmeo"),
+        (["+sweep=demo", "model=llama"], "the rows of sweep demo set model themselves"),
+        (["+sweep=demo", "sweep.seeds=0"], "sweep.seeds = 0"),
+        (["+sweep=demo", "sweep.seeds=[1,1]"], "different seeds"),
+        (["+sweep=demo", "sweep.only=[atention 3rd]"], "did you mean attention 3rd"),
+        (["+sweep=demo", "sweep.rows=null"], "rows is empty"),
+        (["+sweep=demo", "init_seed=3"], "sweep.seeds"),
+        (["model.ratio=1:1,1:1"], "repeated"),
+        (["model.ratio=["], "model.ratio="),
+        (["mode=plan,run"], "expected one value"),
+        (["optim.lr=interval(0,1)"], "give the values"),
+        (["+sweep=placement", "scale=100m"], "outside the blocks 1 to 6"),
+    ],
+)
+def test_a_request_that_cannot_be_meant_is_one_clear_error(expand_request, arguments: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        expand_request(*arguments)
+
+
+def test_bad_cells_are_reported_all_at_once_each_problem_once(expand_request) -> None:
+    with pytest.raises(ConfigError) as caught:
+        expand_request("model.depth=0,3", "optim.lr=-1,1e-3", "sweep.seeds=2")
+    problems = caught.value.problems
+    assert len(problems) == 2
+    assert any("model.depth" in p and "depth=0" in p for p in problems)
+    assert any("optim.lr" in p and "and 0 more" not in p for p in problems)
+
+
+def test_surroundings_do_not_change_what_a_request_is(expand_request) -> None:
+    plain = expand_request("+sweep=demo").request
+    other = expand_request("+sweep=demo", "mode=plan", "exec.threads=2", "store.root=/elsewhere", "plan.format=json").request
+    assert dataclasses.replace(plain, created_at="") == dataclasses.replace(other, created_at="")
+
+
+@pytest.mark.parametrize("value", [None, True, 1, 1.5e-7, "text", "1:12", "a b", "it's", "null", "", [1, "x y"], {"a": 1}, "a,b", "\\"])
+def test_a_setting_written_as_an_override_is_read_back_the_same(value: object) -> None:
+    with Composer() as composer:
+        assert composer.parse([as_override("key", value)])[0].values == (value,)
+
+
+def test_a_configuration_that_refers_to_itself_is_composed_by_hydra(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("a: 1\nb: ${a}\nc: {d: 2}\n")
+    with Composer(tmp_path) as composer:
+        assert composer.merge([], [("a", 5)]) == {"a": 5, "b": 5, "c": {"d": 2}}
+        assert composer.merge([], [("c", {"d": 3})])["c"] == {"d": 3}
+
+
+def test_merged_values_do_not_leak_into_the_next_cell(config) -> None:
+    before = json.dumps(config)
+    with Composer() as composer:
+        composer.merge([], [("model.attention.n_heads", 99), ("data", {"val_percent": 9})])
+        assert json.dumps(composer.compose([])) == before
+
+
+# Ids are for ever: a change here means that every store in the world loses its runs. Never update golden_ids.json; find out what
+# moved an id, and declare the new field with `added(birth_value)` or raise the kind's revision.
+GOLDEN = json.loads((Path(__file__).parent / "golden_ids.json").read_text())
+
+
+@pytest.mark.parametrize("name", GOLDEN)
+def test_golden_ids_never_move(name: str) -> None:
+    text = GOLDEN[name]["canonical_json"]
+    run = decode(RunSpec, json.loads(text))
+    assert canonical_json(run) == text
+    assert run_id(run) == GOLDEN[name]["run_id"]
+
+
+def test_every_field_of_a_run_is_part_of_its_id(resolve) -> None:
+    """Each leaf of the canonical JSON, changed, gives another id."""
+    run = resolve("model.depth=2", "stop={metric:accuracy,threshold:0.9,every_tokens:20480,examples:512}").run
+    plain = json.loads(canonical_json(run))
+    seen = {run_id(run)}
+    changed = 0
+    for path, value in list(flatten(plain)):
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            continue
+        copy = json.loads(canonical_json(run))
+        node, (*parents, last) = copy, re.findall(r"[A-Za-z_0-9]+", path)
+        for parent in parents:
+            node = node[int(parent.split("-")[0]) - 1] if isinstance(node, list) else node[parent]
+        node[last] = value + 1
+        seen.add(run_id(decode(RunSpec, copy)))
+        changed += 1
+    assert changed > 30
+    assert len(seen) == changed + 1

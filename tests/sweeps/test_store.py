@@ -1,0 +1,226 @@
+import json
+import os
+import signal
+import stat
+import subprocess
+import sys
+import textwrap
+import threading
+from pathlib import Path
+
+import pytest
+
+from sweeps.store import Cell, Request, Store, StoreError, owner_alive, publish, this_process
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    made = Store(tmp_path / "store")
+    made.prepare()
+    return made
+
+
+@pytest.fixture
+def known(store: Store, resolve) -> str:
+    return store.publish_spec(resolve("model.depth=2").run)
+
+
+def record(run_id: str, **more: object) -> dict[str, object]:
+    return {"schema": 1, "run_id": run_id, "status": "done", "metrics": {}, **more}
+
+
+def test_a_spec_is_written_once_and_compared_whole_afterwards(store: Store, known: str, resolve) -> None:
+    run = resolve("model.depth=2").run
+    assert store.publish_spec(run) == known
+    store.spec_path(known).write_text(store.spec_path(known).read_text().replace("0.95", "0.96"))
+    with pytest.raises(StoreError, match="another run"):
+        store.publish_spec(run)
+
+
+def test_the_first_record_stands_and_is_never_modified(store: Store, known: str) -> None:
+    assert store.publish_record(known, record(known, first=True))
+    assert not store.publish_record(known, record(known, first=False))
+    found = store.record(known)
+    assert found is not None
+    assert found["first"] is True
+    assert store.status(known) == "done"
+
+
+def test_of_many_that_publish_at_once_exactly_one_wins_whole(tmp_path: Path) -> None:
+    path = tmp_path / "record.json"
+    texts = [json.dumps({"writer": i, "filler": "x" * 100_000}) for i in range(16)]
+    wins: list[int] = []
+    barrier = threading.Barrier(16)
+
+    def write(i: int) -> None:
+        barrier.wait()
+        # Threads share a pid; the clock in the temporary name keeps them apart.
+        if publish(path, texts[i]):
+            wins.append(i)
+
+    threads = [threading.Thread(target=write, args=(i,)) for i in range(16)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(wins) == 1
+    assert path.read_text() == texts[wins[0]]
+    assert [p.name for p in tmp_path.iterdir()] == ["record.json"]
+
+
+def test_a_process_killed_at_any_moment_of_publishing_leaves_no_record_or_a_whole_one(tmp_path: Path) -> None:
+    """Every system call of publish() in turn is the last one that the process makes (killed by strace-like counting of writes)."""
+    script = textwrap.dedent(
+        """
+        import os, signal, sys
+        from pathlib import Path
+        import sweeps.store as store
+
+        die_at, calls = int(sys.argv[2]), 0
+
+        def dying(function):
+            def call(*arguments, **options):
+                global calls
+                calls += 1
+                if calls == die_at:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                return function(*arguments, **options)
+            return call
+
+        for name in ("link", "unlink", "fsync", "open", "close"):
+            setattr(store.os, name, dying(getattr(os, name)))
+        store.open = dying(open)
+        store.publish(Path(sys.argv[1]), "{" + " " * 50_000 + "}")
+        """
+    )
+    died = 0
+    for die_at in range(1, 30):
+        path = tmp_path / f"{die_at}" / "record.json"
+        path.parent.mkdir()
+        code = subprocess.run([sys.executable, "-c", script, str(path), str(die_at)], check=False).returncode
+        if path.exists():
+            assert len(path.read_text()) == 50_002
+        if code == 0:
+            assert path.exists()
+            break
+        assert code == -signal.SIGKILL
+        died += 1
+    assert died >= 6
+    assert code == 0
+
+
+def test_exactly_one_of_two_claims_the_next_attempt(store: Store, known: str) -> None:
+    first, second = store.claim(known, 0), store.claim(known, 0)
+    assert first is not None
+    assert first.number == 1
+    assert second is None
+    assert store.last_attempt(known) == 1
+
+
+def test_a_run_goes_from_new_to_running_to_failed_to_done(store: Store, known: str) -> None:
+    assert store.status(known) == "new"
+    attempt = store.claim(known, 0)
+    assert attempt is not None
+    assert store.status(known) == "lost"  # claimed, and died before it could say who it is
+    publish(attempt.directory / "job.json", json.dumps({**this_process(), "lease_s": 60}))
+    assert store.status(known) == "running"
+    publish(attempt.directory / "error.json", json.dumps({"class": "code", "message": "boom"}))
+    assert store.status(known) == "failed"
+    store.publish_record(known, record(known))
+    assert store.status(known) == "done"
+
+
+def test_a_process_that_is_gone_or_a_zombie_does_not_count_as_alive() -> None:
+    code = "import json; from sweeps.store import this_process; print(json.dumps(this_process()), flush=True); input()"
+    child = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert child.stdout is not None
+    job = json.loads(child.stdout.readline())
+    assert owner_alive(job) is True
+    child.kill()
+    os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)  # dead, not yet reaped
+    assert owner_alive(job) is False
+    child.communicate()
+    assert owner_alive(job) is False
+
+
+def test_a_recycled_pid_is_another_process() -> None:
+    assert owner_alive({**this_process(), "pid_started": "1"}) is False
+
+
+def test_a_process_of_another_host_cannot_be_judged_from_here() -> None:
+    assert owner_alive({**this_process(), "host": "elsewhere"}) is None
+
+
+def test_half_a_record_is_said_and_nothing_is_lost(store: Store, known: str) -> None:
+    store.publish_record(known, record(known))
+    text = store.record_path(known).read_text()
+    store.record_path(known).write_text(text[: len(text) // 2])
+    assert store.status(known) == "damaged"
+    with pytest.raises(StoreError, match="damaged.*Nothing was changed"):
+        store.record(known)
+    assert store.record_path(known).read_text() == text[: len(text) // 2]
+
+
+def test_a_record_of_a_newer_schema_is_refused(store: Store, known: str) -> None:
+    store.publish_record(known, record(known, schema=2))
+    with pytest.raises(StoreError, match="schema 2"):
+        store.record(known)
+
+
+def test_a_store_of_a_newer_version_is_refused_and_left_alone(store: Store) -> None:
+    path = store.root / "format.json"
+    path.write_text('{"format": 2}\n')
+    with pytest.raises(StoreError, match="format 2, this version reads format 1"):
+        store.prepare()
+    assert path.read_text() == '{"format": 2}\n'
+
+
+def test_metrics_of_attempts_join_at_the_step_of_the_resume(store: Store, known: str) -> None:
+    def write(number: int, *lines: str) -> None:
+        attempt = store.claim(known, number - 1)
+        assert attempt is not None
+        (attempt.directory / "metrics.jsonl").write_text("\n".join(lines))
+
+    write(1, *(json.dumps({"step": step, "from": 1}) for step in (10, 20, 30, 40)), '{"step": 5')
+    write(2, '{"resumed_at_step": 20}', *(json.dumps({"step": step, "from": 2}) for step in (30, 40, 50)))
+    write(3)
+    assert [(m["step"], m["from"]) for m in store.metrics(known)] == [(10, 1), (20, 1), (30, 2), (40, 2), (50, 2)]
+    write(4, json.dumps({"step": 10, "from": 4}))  # no checkpoint was left: began again
+    assert [(m["step"], m["from"]) for m in store.metrics(known)] == [(10, 4)]
+
+
+def test_asking_for_the_same_request_again_keeps_the_first(store: Store) -> None:
+    cells = (Cell(name="a/s1", row="a", axes={}, seed=1, run_id="0" * 12),)
+    request = Request(sweep="demo", overrides=(), created_at="2026-01-01", report={}, cells=cells)
+    again = Request(sweep="demo", overrides=(), created_at="2027-01-01", report={}, cells=cells)
+    assert store.publish_request(request) == store.publish_request(again)
+    assert store.requests("demo") == [request]
+
+
+def test_new_directories_of_a_group_writable_store_are_group_writable(tmp_path: Path, resolve) -> None:
+    root = tmp_path / "team"
+    root.mkdir()
+    root.chmod(0o2775)
+    before = os.umask(0o022)
+    try:
+        run_id = Store(root).publish_spec(resolve().run)
+        attempt = Store(root).claim(run_id, 0)
+    finally:
+        os.umask(before)
+    assert attempt is not None
+    for path in (Store(root).run_dir(run_id), attempt.directory):
+        assert path.stat().st_mode & stat.S_IWGRP
+        assert path.stat().st_mode & stat.S_ISGID
+
+
+def test_run_ids_are_found_by_their_first_digits(store: Store, known: str) -> None:
+    assert store.find(known[:4]) == known
+    assert list(store.run_ids()) == [known]
+    with pytest.raises(StoreError, match="no run of this id"):
+        store.find("zzzz")
+
+
+def test_a_place_that_cannot_hold_a_store_is_one_clear_message(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")  # a file where a directory should be stops even root, whom chmod does not
+    with pytest.raises(StoreError, match="cannot be written to.*store.root=DIR"):
+        Store(tmp_path / "file" / "store").prepare()
