@@ -3,8 +3,8 @@
     python benchmarks/mamba2_cpu.py [--seconds 20] [--profile]
 
 The comparison is the same mixer with the scan of Dao & Gu 2024, Listing 1 (einsums, a decay matrix per head,
-a matrix of decays between chunks), `conv1d` and autograd. The two take turns in one process, so that a slow moment of the machine
-meets both.
+a matrix of decays between chunks), `conv1d` and autograd. The two take turns in one process, so that a slow moment
+of the machine meets both.
 """
 
 import argparse
@@ -52,7 +52,7 @@ def segment_sums(a: Tensor) -> Tensor:
 
 def einsum_scan(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, chunk: int) -> Tensor:
     """The textbook form; x (b, l, h, p), B and C (b, l, n)."""
-    batch, length, n_heads, head_dim = x.shape
+    batch, _, n_heads, head_dim = x.shape
     U = (x * dt.unsqueeze(-1)).view(batch, -1, chunk, n_heads, head_dim)
     a = (dt * A).view(batch, -1, chunk, n_heads).permute(0, 3, 1, 2)
     B, C = (t.reshape(batch, -1, chunk, t.shape[-1]) for t in (B, C))

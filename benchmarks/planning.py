@@ -2,9 +2,9 @@
 
     python benchmarks/planning.py [--rounds 3] [--hydra-jobs 40]
 
-CPU seconds (user + system) of the whole process tree. Ours plans all 1,000 cells, once with an empty store and once with every
-cell done; Hydra runs `--hydra-jobs` of them, and its cost a job is the slope between that and a single job, so that
-its start-up does not count against it.
+CPU seconds (user + system) of the whole process tree. Ours plans all 1,000 cells, once with an empty store and once
+with every cell done; Hydra runs `--hydra-jobs` of them, and its cost a job is the slope between that and a single
+job, so that its start-up does not count against it.
 """
 
 import argparse
@@ -27,7 +27,11 @@ RATES = [f"{rate}e-4" for rate in range(1, 11)]
 
 def grid(seeds: int) -> list[str]:
     """The arguments that ask for 10 x 10 x `seeds` cells, in the grammar that both understand."""
-    return [f"model.ratio={','.join(RATIOS)}", f"optim.lr={','.join(RATES)}", f"init_seed={','.join(map(str, range(1, seeds + 1)))}"]
+    return [
+        f"model.ratio={','.join(RATIOS)}",
+        f"optim.lr={','.join(RATES)}",
+        f"init_seed={','.join(map(str, range(1, seeds + 1)))}",
+    ]
 
 
 def cpu_seconds(command: list[str]) -> tuple[float, str]:
@@ -48,7 +52,13 @@ def ours(store: Path) -> tuple[float, list[dict[str, object]]]:
 def hydra_multirun(jobs: int, out: Path) -> float:
     """Plain Hydra: its own sweeper and launcher, a job that does nothing."""
     seeds = ",".join(map(str, range(1, jobs + 1)))
-    arguments = [f"init_seed={seeds}", "hydra/sweeper=basic", "hydra/launcher=basic", f"hydra.sweep.dir={out}", "hydra.sweep.subdir=${hydra.job.num}"]
+    arguments = [
+        f"init_seed={seeds}",
+        "hydra/sweeper=basic",
+        "hydra/launcher=basic",
+        f"hydra.sweep.dir={out}",
+        "hydra.sweep.subdir=${hydra.job.num}",
+    ]
     return cpu_seconds([sys.executable, str(REPO / "benchmarks" / "noop.py"), "-m", *arguments])[0]
 
 
@@ -66,7 +76,9 @@ def fill(store_root: Path) -> None:
     for run in runs:
         run_id = store.publish_spec(run.resolved.run)
         metrics = {"steps": run.resolved.run.train_steps, "val_loss_nats": 2.0, "wall_s": 1.0}
-        store.publish_record(run_id, {"schema": 1, "run_id": run_id, "status": "done", "metrics": metrics, "cost": {}, "provenance": {}})
+        store.publish_record(
+            run_id, {"schema": 1, "run_id": run_id, "status": "done", "metrics": metrics, "cost": {}, "provenance": {}}
+        )
 
 
 def main() -> None:
@@ -90,9 +102,16 @@ def main() -> None:
             one = hydra_multirun(1, Path(scratch) / f"one{round_number}")
             many = hydra_multirun(options.hydra_jobs, Path(scratch) / f"many{round_number}")
             hydra_job.append((many - one) / (options.hydra_jobs - 1))
-            print(f"round {round_number + 1}: cold {cold[-1]:.2f} s, all done {warm[-1]:.2f} s, hydra {hydra_job[-1]:.3f} s a job", file=sys.stderr)
+            print(
+                f"round {round_number + 1}: cold {cold[-1]:.2f} s, all done {warm[-1]:.2f} s, "
+                f"hydra {hydra_job[-1]:.3f} s a job",
+                file=sys.stderr,
+            )
     thousand = 1000 * statistics.median(hydra_job)
-    print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}; CPU seconds, medians of {options.rounds}")
+    print(
+        f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}; "
+        f"CPU seconds, medians of {options.rounds}"
+    )
     print(f"plain hydra -m, no-op job, 1,000 cells (from {options.hydra_jobs} a round): {thousand:.0f}")
     for name, times in (("plan, nothing done", cold), ("plan, all done", warm)):
         print(f"{name}, 1,000 cells: {statistics.median(times):.2f}; ratio {thousand / statistics.median(times):.0f}")

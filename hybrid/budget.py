@@ -46,8 +46,9 @@ def whole_batches(tokens: int, batch_tokens: int) -> int:
 def matched_depth(ratio: Ratio, attention: BlockSpec, mamba: BlockSpec, d_model: int, reference_depth: int) -> int:
     """The depth whose parameters come nearest to those of `reference_depth` attention blocks.
 
-    This one rule gives every depth of the paper's Tables 4 and 6 (16, 13, 7+7, 3+10, 2+11 and 1+12 blocks at 1B; 14, 11, 6+6,
-    3+8, 2+9 and 1+10 at 350M). Of two equally near depths the smaller one is taken. Embeddings do not count.
+    This one rule gives every depth of the paper's Tables 4 and 6 (16, 13, 7+7, 3+10, 2+11 and 1+12 blocks at 1B;
+    14, 11, 6+6, 3+8, 2+9 and 1+10 at 350M). Of two equally near depths the smaller one is taken. Embeddings do not
+    count.
     """
     per_attention = block_params(attention, d_model)
     per_mamba = block_params(mamba, d_model)

@@ -44,7 +44,8 @@ SURROUNDINGS = ("mode", "plan", "store", "sweep", "request", "evals", "hydra")
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """The `model` settings. `depth: null` takes the depth that matches `reference_depth` attention blocks in parameters."""
+    """The `model` settings. `depth: null` takes the depth that matches `reference_depth` attention blocks in
+    parameters."""
 
     ratio: Any
     placement: Any
@@ -126,7 +127,8 @@ Fingerprints = Callable[[], str]
 def read_config(config: Mapping[str, Any], *, stdlib_fingerprint: Fingerprints) -> Resolved:
     """Decode a composed configuration and resolve it into whole numbers.
 
-    `stdlib_fingerprint` is asked only where the data is the standard library and names no fingerprint. Raises ConfigError with every problem found, each with its path.
+    `stdlib_fingerprint` is asked only where the data is the standard library and names no fingerprint. Raises
+    ConfigError with every problem found, each with its path.
     """
     settings = {key: value for key, value in config.items() if key not in SURROUNDINGS}
     typed = decode(Config, settings)
@@ -241,6 +243,12 @@ def _check_widths(model: ModelConfig) -> None:
             f"model.mamba.n_groups = {m.n_groups}: expected a divisor of the {m.n_heads} heads"
             f" (nearest: {_nearest_divisor(m.n_heads, m.n_groups)})"
         )
+    scaling = None if a.rope is None else a.rope.scaling
+    if scaling is not None and not 0 < scaling.low_freq_factor < scaling.high_freq_factor:
+        problems.append(
+            f"model.attention.rope.scaling: low_freq_factor, high_freq_factor = {scaling.low_freq_factor}, "
+            f"{scaling.high_freq_factor}: expected 0 < low < high"
+        )
     for name, low, high in (("a_init", m.a_init_min, m.a_init_max), ("dt_init", m.dt_init_min, m.dt_init_max)):
         if not 0 < low <= high:
             problems.append(f"model.mamba.{name}_min, {name}_max = {low}, {high}: expected 0 < min <= max")
@@ -283,7 +291,7 @@ def _check_scalars(config: Config) -> None:
 def _data(value: object, stdlib_fingerprint: Fingerprints) -> DataSpec:
     if isinstance(value, Mapping) and value.get("kind") == StdlibSpec.kind and value.get("fingerprint", "") is None:
         value = {**value, "fingerprint": stdlib_fingerprint()}
-    return decode(cast(Any, DataSpec), value, "data")
+    return cast(DataSpec, decode(cast(Any, DataSpec), value, "data"))
 
 
 def _check_data(data: DataSpec, seq_len: int) -> None:
@@ -291,7 +299,8 @@ def _check_data(data: DataSpec, seq_len: int) -> None:
         case StdlibSpec():
             if not re.fullmatch(r"[0-9a-f]{16}", data.fingerprint):
                 raise ConfigError(
-                    f"data.fingerprint = {data.fingerprint!r}: expected 16 hex digits, or null for this Python's own library"
+                    f"data.fingerprint = {data.fingerprint!r}: expected 16 hex digits, "
+                    "or null for this Python's own library"
                 )
             if not 0 < data.val_percent < 100:
                 raise ConfigError(f"data.val_percent = {data.val_percent}: expected a number above 0 and below 100")
@@ -322,7 +331,8 @@ def _model(config: ModelConfig, ratio: Ratio, placement: Placement, data: DataSp
     vocab_size = data.vocab_size if config.vocab_size is None else config.vocab_size
     if vocab_size < data.vocab_size:
         raise ConfigError(
-            f"model.vocab_size = {vocab_size}: expected at least the data's {data.vocab_size} (null takes the data's own)"
+            f"model.vocab_size = {vocab_size}: expected at least the data's {data.vocab_size} "
+            "(null takes the data's own)"
         )
     return ModelSpec(
         d_model=config.d_model,
@@ -397,4 +407,3 @@ def _check_execution(execution: ExecSpec) -> None:
         )
     if problems:
         raise ConfigError(problems)
-

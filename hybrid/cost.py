@@ -154,8 +154,8 @@ def paper_block_cache_bytes(block: BlockSpec, seq_len: int) -> int:
 def block_state_bytes(block: BlockSpec, seq_len: int, element_bytes: int) -> int:
     """Bytes that our module holds to decode one sequence up to `seq_len` tokens.
 
-    Keys, values and the convolution's last d_conv - 1 inputs in the model's dtype (`element_bytes` each); the SSM state in fp32
-    (fp64 in a float64 model).
+    Keys, values and the convolution's last d_conv - 1 inputs in the model's dtype (`element_bytes` each); the SSM
+    state in fp32 (fp64 in a float64 model).
     """
     match block.mixer:
         case AttentionSpec() as a:

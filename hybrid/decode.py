@@ -12,7 +12,7 @@ import math
 import types
 import typing
 from collections.abc import Iterable, Mapping
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Any, Literal, TypeVar, Union, cast
 
 from hybrid.spec import ConfigError
@@ -51,7 +51,7 @@ class _Field:
     default: Any
 
 
-@lru_cache(maxsize=None)
+@cache
 def _fields(kind: type) -> dict[str, _Field]:
     hints = typing.get_type_hints(kind)
     return {
@@ -115,7 +115,7 @@ def _decode_union(members: tuple[Any, ...], value: object, where: str, problems:
     rest = tuple(member for member in members if member is not type(None))
     if len(rest) == 1:
         return _decode(rest[0], value, where, problems)
-    specs = {_kind_of(member): member for member in rest if dataclasses.is_dataclass(member)}
+    specs = {_kind_of(cast(type, member)): member for member in rest if dataclasses.is_dataclass(member)}
     if specs and isinstance(value, Mapping):
         kind = value.get("kind")
         if kind not in specs:
@@ -182,7 +182,7 @@ def _describe(kind: Any) -> str:
         return f"a list ({_describe(typing.get_args(kind)[0])} each)"
     if typing.get_origin(kind) is Literal:
         return "one of " + ", ".join(map(str, typing.get_args(kind)))
-    return _kind_of(kind) or getattr(kind, "__name__", str(kind))
+    return _kind_of(kind) or str(getattr(kind, "__name__", kind))
 
 
 # --- canonical JSON -----------------------------------------------------------------------------
@@ -191,7 +191,8 @@ def _describe(kind: Any) -> str:
 def canonical_json(spec: Any) -> str:
     """The one spelling of a spec: sorted keys, no spaces, ASCII; equal specs give equal text.
 
-    Kinds are named, revisions above 1 too, and added fields are left out at their birth value. Floats are written in Python's shortest form that reads back the same. Raises ValueError for NaN and infinities.
+    Kinds are named, revisions above 1 too, and added fields are left out at their birth value. Floats are written
+    in Python's shortest form that reads back the same. Raises ValueError for NaN and infinities.
     """
     return _canonical(spec)
 
@@ -201,7 +202,7 @@ def _canonical(value: Any) -> str:
         return "[" + ",".join(map(_canonical, value)) + "]"
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         # A model repeats a few distinct blocks many times, and a sweep the same parts in every cell.
-        return _canonical_spec(type(value), value)
+        return _canonical_spec(type(value), cast(Any, value))
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 

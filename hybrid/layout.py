@@ -5,7 +5,6 @@ Ratios are attention to Mamba, as the paper writes them: 1:12 is one attention b
 blocks, 1:0 all attention, 0:1 all Mamba. Positions count from 1.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -75,8 +74,8 @@ def attention_positions(n_attention: int, depth: int, placement: Placement) -> t
     """1-based positions of the attention blocks.
 
     `middle` spreads them evenly; `front` is that with the first one moved to position 1, `end` with the
-    last one moved to the last position (the paper's definitions, section 4.2). Raises ConfigError for explicit positions that
-    are out of range, repeated, or not `n_attention` in number.
+    last one moved to the last position (the paper's definitions, section 4.2). Raises ConfigError for explicit
+    positions that are out of range, repeated, or not `n_attention` in number.
     """
     if isinstance(placement, str):
         spread = middle_positions(n_attention, depth)
@@ -109,7 +108,8 @@ def layout(ratio: Ratio, depth: int, placement: Placement) -> str:
 
 
 def compact(pattern: str) -> str:
-    """A layout with its repetitions counted: "MMMAMMM" is "M3 A M3", "MAMAMA" is "(MA)3". For people; not parsed back."""
+    """A layout with its repetitions counted: "MMMAMMM" is "M3 A M3", "MAMAMA" is "(MA)3". For people; not parsed
+    back."""
     for period in range(2, len(pattern) // 2 + 1):
         unit, times = pattern[:period], len(pattern) // period
         if unit * times == pattern and len(set(unit)) > 1:

@@ -162,11 +162,11 @@ class StdlibSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class RecallSpec:
-    """Multi-query associative recall (Arora et al. 2023, "Zoology", section 3 and appendix).
+    """Multi-query associative recall (Arora et al. 2023, "Zoology", arXiv 2312.04927).
 
-    `n_pairs` key-value pairs with distinct keys, then every key asked for again once. The first half
-    of the `n_symbols` symbols are keys, the second half values. `power` is the exponent of the power law
-    from which the gaps before the queries are drawn.
+    `n_pairs` key-value pairs with distinct keys, then every key asked for again once. Symbol 0 is the filler, the
+    rest of the first half of the `n_symbols` symbols are keys, the second half values. The gap before a query is
+    drawn with probability proportional to gap ** (power - 1): 1 is uniform, small values ask soon.
     """
 
     kind: ClassVar[str] = "recall"

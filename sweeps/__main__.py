@@ -13,9 +13,9 @@ from sweeps.store import Store
 _EPILOG = """examples:
   python -m sweeps status               every request, one line each
   python -m sweeps status demo          every cell of the newest request named demo
-  python -m sweeps show 3f2a            one run: what it is, what it cost, what it came to (the first digits of its id do)
-  python -m sweeps diff 3f2a 91bc       where two runs differ
-  python -m sweeps logs 3f2a            what its attempts logged
+  python -m sweeps show 3f2a            one run: what it is, what it cost, what it came to (the first digits of its
+  id do) python -m sweeps diff 3f2a 91bc       where two runs differ python -m sweeps logs 3f2a            what its
+  attempts logged
 
 Sweeps are started with Hydra:
   python run.py -m +sweep=demo                 run what is missing
@@ -33,7 +33,9 @@ def parser() -> argparse.ArgumentParser:
     )
     common = argparse.ArgumentParser(add_help=False)
     store_help = "the results store (default: $HYBRID_STORE, else ./store)"
-    common.add_argument("--store", type=Path, default=Path(os.environ.get("HYBRID_STORE", "store")), metavar="DIR", help=store_help)
+    common.add_argument(
+        "--store", type=Path, default=Path(os.environ.get("HYBRID_STORE", "store")), metavar="DIR", help=store_help
+    )
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     status = commands.add_parser("status", parents=[common], help="requests, or the cells of one")
     status.add_argument("request", nargs="?", help="a sweep's name; without it, every request")

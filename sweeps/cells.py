@@ -125,7 +125,8 @@ def _rows(sweep: SweepConfig, name: str) -> dict[str, Row]:
     only = [show_value(label) for label in (sweep.only if isinstance(sweep.only, list) else [sweep.only])]
     unknown = [label for label in only if label not in named]
     if unknown or not only:
-        raise ConfigError(f"sweep.only = {sweep.only!r}: expected names of rows of {where}{did_you_mean(unknown and unknown[0], named)}")
+        nearest = did_you_mean(unknown[0] if unknown else "", named)
+        raise ConfigError(f"sweep.only = {sweep.only!r}: expected names of rows of {where}{nearest}")
     return {label: row for label, row in named.items() if label in only}
 
 
@@ -142,7 +143,9 @@ def _seeds(seeds: object) -> list[int | None]:
                 return list(seeds)
         case _:
             pass
-    raise ConfigError(f"sweep.seeds = {seeds!r}: expected a number of seeds of at least 1, or a list of different seeds")
+    raise ConfigError(
+        f"sweep.seeds = {seeds!r}: expected a number of seeds of at least 1, or a list of different seeds"
+    )
 
 
 def _axes(
@@ -158,11 +161,13 @@ def _axes(
     for setting in settings:
         if setting.key in row_keys:
             problems.append(
-                f"{setting.text}: the rows of sweep {sweep.name} set {setting.key} themselves; choose among them with sweep.only=[...] "
-                f"(rows: {', '.join(rows)})"
+                f"{setting.text}: the rows of sweep {sweep.name} set {setting.key} themselves; "
+                f"choose among them with sweep.only=[...] (rows: {', '.join(rows)})"
             )
         elif setting.key in _SEEDS and seeds != [None]:
-            problems.append(f"{setting.text}: the sweep sets the seeds itself; give sweep.seeds, as a number or as a list")
+            problems.append(
+                f"{setting.text}: the sweep sets the seeds itself; give sweep.seeds, as a number or as a list"
+            )
         elif setting.swept or setting.key in axes:
             axes[setting.key] = setting.values
         if setting.swept and _is_surrounding(setting):

@@ -3,7 +3,6 @@
 stdout is for what was asked for (tables, JSON); everything said on the way goes to stderr.
 """
 
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ from sweeps.launch import End, Launcher
 from sweeps.plan import as_json, as_text, make_plan, missing
 from sweeps.progress import say
 from sweeps.store import Cell, Store, StoreError
+from sweeps.worker import evaluate_one, explain_failure
 
 EXIT_OK = 0
 EXIT_SOME_FAILED = 1
@@ -61,13 +61,16 @@ def open_store(config: Mapping[str, Any]) -> Store:
 
 
 def guarded(command: Callable[[], int]) -> int:
-    """Run a command; a user's mistake becomes one clear message and exit code 2, never a traceback."""
+    """Run a command; a user's mistake becomes one clear message and exit code 2, a store or disk that fails exit
+    code 1."""
     try:
         return command()
-    except (ConfigError, StoreError) as error:
-        lines = error.problems if isinstance(error, ConfigError) else [str(error)]
-        say("\n".join(f"error: {line}" for line in lines))
+    except ConfigError as error:
+        say("\n".join(f"error: {line}" for line in error.problems))
         return EXIT_MISTAKE
+    except (StoreError, OSError) as error:
+        say(f"error: {explain_failure(error)}")
+        return EXIT_SOME_FAILED
     except KeyboardInterrupt:
         say("interrupted; the same command goes on where this one stopped")
         return EXIT_INTERRUPTED
@@ -168,7 +171,11 @@ def _report_ends(ends: Sequence[End], *, asked: int, request: str | None, stored
         say(f"{end.status}: {end.cell.cell.name} {end.cell.cell.run_id}: {end.message}")
     if request is not None:
         said = f"{asked - len(bad)} of {asked} cells finished"
-        hint = f"table: python -m analysis tables {request}" if request != UNNAMED else "table: python -m analysis tables latest"
+        hint = (
+            f"table: python -m analysis tables {request}"
+            if request != UNNAMED
+            else "table: python -m analysis tables latest"
+        )
         say(f"\n{said}; {hint}" + (f"; request: {stored}" if stored else ""))
     if any(end.status == "interrupted" for end in bad) and not any(end.status == "failed" for end in bad):
         return EXIT_INTERRUPTED
@@ -178,13 +185,14 @@ def _report_ends(ends: Sequence[End], *, asked: int, request: str | None, stored
 def _print_result(store: Store, run: CellRun) -> None:
     record = store.record(run.cell.run_id)
     assert record is not None
-    metrics = ", ".join(f"{key} {value:.6g}" if isinstance(value, float) else f"{key} {value}" for key, value in record["metrics"].items())
+    metrics = ", ".join(
+        f"{key} {value:.6g}" if isinstance(value, float) else f"{key} {value}"
+        for key, value in record["metrics"].items()
+    )
     print(f"{run.cell.run_id} {record['status']}: {metrics}")
 
 
 def _evaluate(runs: Sequence[CellRun], store: Store) -> int:
-    from sweeps.worker import evaluate_one
-
     failed = False
     for run in {run.cell.run_id: run for run in runs}.values():
         try:

@@ -1,7 +1,8 @@
 """Hydra's composition as a function: overrides in, a plain dict out.
 
-Group choices are composed by Hydra, once for each set of them; scalar settings are then merged into the plain dict, which costs a
-thousandth of a composition. Both ways give the same configuration (tested on every cell that comes with the project).
+Group choices are composed by Hydra, once for each set of them; scalar settings are then merged into the plain dict,
+which costs a thousandth of a composition. Both ways give the same configuration (tested on every cell that comes
+with the project).
 """
 
 import re
@@ -99,8 +100,8 @@ class Composer:
     def merge(self, overrides: Sequence[str], values: Sequence[tuple[str, Any]]) -> dict[str, Any]:
         """What Hydra would compose from the structural overrides and then these values, in order.
 
-        A configuration that refers to itself (`${...}`) is composed by Hydra, value by value: merging after the fact would miss what depends
-        on them. Raises ConfigError for a key that is not there.
+        A configuration that refers to itself (`${...}`) is composed by Hydra, value by value: merging after the
+        fact would miss what depends on them. Raises ConfigError for a key that is not there.
         """
         config, refers_to_itself = self._compose(tuple(overrides))
         if refers_to_itself and values:

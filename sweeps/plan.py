@@ -9,7 +9,7 @@ from typing import Any
 from hybrid.cost import Cost, layout_of, run_cost
 from hybrid.layout import compact
 from sweeps.cells import CellRun
-from sweeps.store import FINAL, Status, Store
+from sweeps.store import Status, Store, is_final
 from sweeps.text import amount, table
 
 
@@ -50,7 +50,7 @@ def make_plan(runs: Sequence[CellRun], store: Store) -> list[PlannedCell]:
 
 def missing(plan: Sequence[PlannedCell]) -> list[PlannedCell]:
     """The cells to be run: not final, each run once."""
-    return [cell for cell in plan if cell.status not in FINAL and cell.same_as is None]
+    return [cell for cell in plan if not is_final(cell.status) and cell.same_as is None]
 
 
 def as_json(plan: Sequence[PlannedCell]) -> str:
@@ -136,6 +136,7 @@ def _totals(plan: Sequence[PlannedCell]) -> str:
 
     shared = len(plan) - len(unique)
     return (
-        f"{len(plan)} cells asked for: {len(unique)} runs{f' ({shared} shared)' if shared else ''}, {flops(list(unique.values()))} FLOPs; "
+        f"{len(plan)} cells asked for: {len(unique)} runs{f' ({shared} shared)' if shared else ''}, "
+        f"{flops(list(unique.values()))} FLOPs; "
         f"{len(unique) - len(todo)} finished; to be run: {len(todo)}, {flops(todo)} FLOPs"
     )

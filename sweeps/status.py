@@ -16,7 +16,9 @@ def choose_requests(store: Store, sweep: str | None) -> list[Request]:
     if sweep is not None and not found:
         names = sorted({request.sweep for request in store.requests()})
         if not names:
-            raise StoreError(f"{sweep}: never asked for: {store.root} holds no requests yet; try python run.py -m +sweep={sweep}")
+            raise StoreError(
+                f"{sweep}: never asked for: {store.root} holds no requests yet; try python run.py -m +sweep={sweep}"
+            )
         raise StoreError(f"{sweep}: never asked for in {store.root}{did_you_mean(sweep, names)}")
     return found
 
@@ -31,7 +33,13 @@ def requests_text(store: Store, requests: list[Request]) -> str:
         finished = sum(counts[status] for status in FINAL)
         others = ", ".join(f"{n} {status}" for status, n in counts.items() if status != "done")
         rows.append(
-            [request.sweep, " ".join(request.overrides) or "-", request.created_at[:16], f"{finished}/{len(request.cells)}", others or "-"]
+            [
+                request.sweep,
+                " ".join(request.overrides) or "-",
+                request.created_at[:16],
+                f"{finished}/{len(request.cells)}",
+                others or "-",
+            ]
         )
     return table(["request", "overrides", "first asked", "finished", "not done"], rows)
 
@@ -90,13 +98,22 @@ def diff_text(store: Store, first: str, second: str) -> str:
     """Where two runs differ, in what they are and in what they came to."""
     sides = [_facts(store, run_id) for run_id in (first, second)]
     keys = list(dict.fromkeys([*sides[0], *sides[1]]))
-    rows = [[key, _value(sides[0].get(key, "-")), _value(sides[1].get(key, "-"))] for key in keys if sides[0].get(key) != sides[1].get(key)]
+    rows = [
+        [key, _value(sides[0].get(key, "-")), _value(sides[1].get(key, "-"))]
+        for key in keys
+        if sides[0].get(key) != sides[1].get(key)
+    ]
     return table(["", first, second], rows) if rows else "the same run"
 
 
 def _facts(store: Store, run_id: str) -> dict[str, Any]:
     record = store.record(run_id) or {}
-    parts = {"status": store.status(run_id), "spec": store.spec(run_id), "metrics": record.get("metrics"), "cost": record.get("cost")}
+    parts = {
+        "status": store.status(run_id),
+        "spec": store.spec(run_id),
+        "metrics": record.get("metrics"),
+        "cost": record.get("cost"),
+    }
     return dict(flatten(parts))
 
 

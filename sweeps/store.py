@@ -26,7 +26,7 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeGuard
 
 from hybrid.decode import canonical_json, digest
 from hybrid.spec import RunSpec
@@ -36,7 +36,8 @@ FORMAT = 1
 RECORD_SCHEMA = 1
 
 Status = Literal["new", "running", "interrupted", "lost", "failed", "damaged", "done", "diverged"]
-FINAL: tuple[Status, ...] = ("done", "diverged")
+FinalStatus = Literal["done", "diverged"]
+FINAL: tuple[FinalStatus, ...] = ("done", "diverged")
 RESUMABLE_CLASSES = ("preempted", "cancelled", "timeout", "node_fail")
 
 
@@ -57,7 +58,8 @@ class Cell:
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """What was asked for: a sweep, the overrides that change its cells, and the cells. `created_at` is UTC, ISO 8601."""
+    """What was asked for: a sweep, the overrides that change its cells, and the cells. `created_at` is UTC, ISO
+    8601."""
 
     sweep: str
     overrides: tuple[str, ...]
@@ -119,11 +121,11 @@ class Store:
         except (FileNotFoundError, NotADirectoryError):
             return
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise StoreError(f"{path}: unreadable ({error}); expected {{\"format\": {FORMAT}}}") from error
+            raise StoreError(f'{path}: unreadable ({error}); expected {{"format": {FORMAT}}}') from error
         if found != FORMAT:
             raise StoreError(
-                f"{path} says format {found}, this version reads format {FORMAT}: use the version of hybrid-ablations that wrote "
-                "the store, or another store with store.root=DIR. Nothing was changed"
+                f"{path} says format {found}, this version reads format {FORMAT}: "
+                "use the version of hybrid-ablations that wrote the store, or another store with store.root=DIR. Nothing was changed"
             )
 
     def prepare(self) -> None:
@@ -133,7 +135,9 @@ class Store:
             make_dir(self.root)
             publish(self.root / "format.json", json.dumps({"format": FORMAT}) + "\n")
         except OSError as error:
-            raise StoreError(f"{self.root}: the store cannot be written to ({describe_os_error(error)}); {_REMEDY}") from error
+            raise StoreError(
+                f"{self.root}: the store cannot be written to ({describe_os_error(error)}); {_REMEDY}"
+            ) from error
 
     # --- runs ---
 
@@ -153,8 +157,8 @@ class Store:
         text = _read_text(self.spec_path(run_id))
         if text is not None and text.strip() != canonical_json(run):
             raise StoreError(
-                f"{self.spec_path(run_id)}: holds another run than the one with this id: the file was altered, or two specs share an id. "
-                "Move the directory away to train the run again"
+                f"{self.spec_path(run_id)}: holds another run than the one with this id: the file was altered, "
+                "or two specs share an id. Move the directory away to train the run again"
             )
 
     def spec(self, run_id: str) -> dict[str, Any] | None:
@@ -162,7 +166,8 @@ class Store:
         return self._json(self.spec_path(run_id))
 
     def record(self, run_id: str) -> dict[str, Any] | None:
-        """The run's record; None unless it is done or diverged. Raises StoreError where it is damaged or of a newer schema."""
+        """The run's record; None unless it is done or diverged. Raises StoreError where it is damaged or of a newer
+        schema."""
         return self._record(self.record_path(run_id))
 
     def publish_record(self, run_id: str, record: Mapping[str, Any]) -> bool:
@@ -183,7 +188,8 @@ class Store:
         record = self._json(path)
         if record is not None and record.get("schema") != RECORD_SCHEMA:
             raise StoreError(
-                f"{path}: schema {record.get('schema')}, this version reads schema {RECORD_SCHEMA}: use the version that wrote it"
+                f"{path}: schema {record.get('schema')}, this version reads schema {RECORD_SCHEMA}: "
+                "use the version that wrote it"
             )
         return record
 
@@ -197,7 +203,8 @@ class Store:
                 raise ValueError("not a JSON object")
         except ValueError as error:
             raise StoreError(
-                f"{path}: damaged ({error}; {len(text)} characters). Nothing was changed; move the file away to have it made again"
+                f"{path}: damaged ({error}; {len(text)} characters). Nothing was changed; "
+                "move the file away to have it made again"
             ) from error
         return value
 
@@ -339,6 +346,11 @@ def _request(content: Mapping[str, Any]) -> Request:
     )
 
 
+def is_final(status: Status) -> TypeGuard[FinalStatus]:
+    """Whether a status is a result, that nothing will change any more."""
+    return status in FINAL
+
+
 def now() -> str:
     """The time, UTC, ISO 8601 to the microsecond."""
     return datetime.now(UTC).isoformat()
@@ -424,7 +436,11 @@ def _entries(path: Path) -> list["os.DirEntry[str]"]:
 
 def describe_os_error(error: OSError) -> str:
     """An OSError in plain words."""
-    words = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the quota is used up", errno.EROFS: "the file system is read-only"}
+    words = {
+        errno.ENOSPC: "the disk is full",
+        errno.EDQUOT: "the quota is used up",
+        errno.EROFS: "the file system is read-only",
+    }
     return words.get(error.errno or 0) or error.strerror or str(error)
 
 
@@ -476,4 +492,4 @@ def owner_alive(job: Mapping[str, Any]) -> bool | None:
         return False  # the host was started again since
     if job.get("pid_namespace") != _pid_namespace():
         return None
-    return _start_time(int(job["pid"])) == job["pid_started"]
+    return bool(_start_time(int(job["pid"])) == job["pid_started"])

@@ -62,8 +62,9 @@ class Progress(Protocol):
 def take(store: Store, run_id: str, lease_s: float) -> Attempt | None:
     """Claim the run's next attempt; None where it is finished. Waits out a lease that may be dead.
 
-    A lease is dead at once where its process is seen to be gone, else when its counter has stood still for `lease_s` (or the owner's own
-    lease, if longer) on this process's monotonic clock. Raises Busy as soon as the counter moves.
+    A lease is dead at once where its process is seen to be gone, else when its counter has stood still for
+    `lease_s` (or the owner's own lease, if longer) on this process's monotonic clock. Raises Busy as soon as the
+    counter moves.
     """
     while True:
         if store.record_path(run_id).exists():
@@ -97,7 +98,8 @@ def _lease_is_dead(store: Store, run_id: str, number: int, lease_s: float) -> bo
 
 
 class StopFlag:
-    """Why the run should stop, if it should: a signal, a lost lease, a launcher that is gone. The first reason stays."""
+    """Why the run should stop, if it should: a signal, a lost lease, a launcher that is gone. The first reason
+    stays."""
 
     def __init__(self) -> None:
         self.reason: str | None = None
@@ -189,14 +191,21 @@ def run_one(
 ) -> str:
     """Train the run, unless it is finished, and record it; gives its status, "done" or "diverged".
 
-    In a process of its own, all that it prints goes to the attempt's log. Raises Busy where another copy is alive, hybrid.train's Interrupted after saving when asked to stop, and whatever went wrong, after
-    recording it in the attempt.
+    In a process of its own, all that it prints goes to the attempt's log. Raises Busy where another copy is alive,
+    hybrid.train's Interrupted after saving when asked to stop, and whatever went wrong, after recording it in the
+    attempt.
     """
     run_id = store.publish_spec(run)
     attempt = take(store, run_id, execution.lease_s)
     if attempt is None:
         return _recorded_status(store, run_id)
-    job = {**this_process(), "lease_s": execution.lease_s, "started_at": now(), "command": sys.argv, "exec": encode(execution)}
+    job = {
+        **this_process(),
+        "lease_s": execution.lease_s,
+        "started_at": now(),
+        "command": sys.argv,
+        "exec": encode(execution),
+    }
     publish(attempt.directory / "job.json", json.dumps(job) + "\n")
     with (
         _Heart(store, attempt, execution.heartbeat_s, stop),
@@ -240,7 +249,9 @@ def _train(
     from hybrid.train.loop import train
 
     data = open_data(run.data, run.seq_len, store.data_root)
-    checkpoints = CheckpointStore(store.checkpoints_dir(attempt.run_id), attempt=attempt.number, run_id=attempt.run_id, log=log)
+    checkpoints = CheckpointStore(
+        store.checkpoints_dir(attempt.run_id), attempt=attempt.number, run_id=attempt.run_id, log=log
+    )
     outcome = train(run, execution, data=data, checkpoints=checkpoints, observer=observer)
     if outcome.status == "done":
         save_final_weights(store.weights_path(attempt.run_id), outcome.model)
@@ -251,7 +262,8 @@ def _train(
         "spec": encode(run),
         "cost": asdict(run_cost(run)),
         "metrics": outcome.metrics,
-        "provenance": provenance(execution) | {"attempt": attempt.number, "started_at": job["started_at"], "finished_at": now()},
+        "provenance": provenance(execution)
+        | {"attempt": attempt.number, "started_at": job["started_at"], "finished_at": now()},
     }
     if not store.publish_record(attempt.run_id, record):
         log("another copy recorded the run first; its record stands")
@@ -311,7 +323,9 @@ def evaluate_one(store: Store, run: RunSpec, execution: ExecSpec) -> dict[str, A
         return known
     record = store.record(run_id)
     if record is None or record["status"] != "done":
-        raise StoreError(f"run {run_id}: {store.status(run_id)}: expected a finished run to evaluate; train it first (mode=run)")
+        raise StoreError(
+            f"run {run_id}: {store.status(run_id)}: expected a finished run to evaluate; train it first (mode=run)"
+        )
     if not store.weights_path(run_id).exists():
         raise StoreError(f"{store.weights_path(run_id)}: missing: the run is done, but its final weights are gone")
     from hybrid.data import open_data

@@ -41,7 +41,9 @@ def test_hybrid_imports_nothing_of_ours(repo: Path) -> None:
 def test_the_torch_free_files_import_no_torch_and_only_each_other(repo: Path) -> None:
     allowed = {f"hybrid.{name}" for name in TORCH_FREE}
     for name in TORCH_FREE:
-        ours = {".".join(module.split(".")[:2]) for module in touches(imports(repo / "hybrid" / f"{name}.py"), "hybrid")}
+        ours = {
+            ".".join(module.split(".")[:2]) for module in touches(imports(repo / "hybrid" / f"{name}.py"), "hybrid")
+        }
         assert ours - {"hybrid"} <= allowed, name
         assert not touches(imports(repo / "hybrid" / f"{name}.py"), *HEAVY), name
 

@@ -21,7 +21,9 @@ class HandsToSweeps(Launcher):
         self.config = config
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        raise RuntimeError("this launcher takes its runs from the sweeper of this project: leave hydra/sweeper=ablation as it is")
+        raise RuntimeError(
+            "this launcher takes its runs from the sweeper of this project: leave hydra/sweeper=ablation as it is"
+        )
 
 
 class LocalLauncher(HandsToSweeps):

@@ -25,9 +25,14 @@ class AblationSweeper(Sweeper):
 
     def sweep(self, arguments: list[str]) -> Any:
         """Exits with the request's code: Hydra itself would call a sweep with failed cells a success."""
+        config = self.config
+        assert config is not None
         if not isinstance(self._launcher, HandsToSweeps):
-            chosen = OmegaConf.select(self.config, "hydra.runtime.choices.hydra/launcher")
-            print(f"error: hydra/launcher = {chosen}: expected local (the others would re-run what is done)", file=sys.stderr)
+            chosen = OmegaConf.select(config, "hydra.runtime.choices.hydra/launcher")
+            print(
+                f"error: hydra/launcher = {chosen}: expected local (the others would re-run what is done)",
+                file=sys.stderr,
+            )
             sys.exit(2)
         launcher = self._launcher.runs
         sys.exit(guarded(lambda: run_request(arguments, launcher)))

@@ -19,7 +19,7 @@ from hybrid.spec import ExecSpec, RunSpec
 from sweeps.cells import CellRun
 from sweeps.launch import End, Launcher
 from sweeps.progress import SweepProgress, say
-from sweeps.store import FINAL, Store
+from sweeps.store import Store, is_final
 from sweeps.worker import EXIT_BUSY, EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, Busy, StopFlag, explain_failure, run_one
 
 _PRELOADED = ("hybrid.train.loop", "hybrid.data", "hybrid.evals.nll")
@@ -68,7 +68,9 @@ class LocalProcesses(Launcher):
                 self._interrupt(state, store, progress)
         return state.ends
 
-    def _until_all_ended(self, state: _State, store: Store, workers: int, context: Any, progress: SweepProgress) -> None:
+    def _until_all_ended(
+        self, state: _State, store: Store, workers: int, context: Any, progress: SweepProgress
+    ) -> None:
         looked = time.monotonic()
         told = False
         while state.waiting or state.live or state.elsewhere:
@@ -88,7 +90,7 @@ class LocalProcesses(Launcher):
         """Start the next waiting cell, or put it aside where somebody else trains it just now."""
         cell = state.waiting.popleft()
         status = store.status(cell.cell.run_id)
-        if status in FINAL:
+        if is_final(status):
             self._end(state, progress, End(cell=cell, status=status), "by another process")
         elif status == "running":
             state.elsewhere.append(cell)
@@ -105,7 +107,7 @@ class LocalProcesses(Launcher):
         still = []
         for cell in state.elsewhere:
             status = store.status(cell.cell.run_id)
-            if status in FINAL:
+            if is_final(status):
                 self._end(state, progress, End(cell=cell, status=status), "by another process")
             elif status == "running":
                 still.append(cell)
@@ -161,7 +163,7 @@ class LocalProcesses(Launcher):
 def _end_of(live: _Live, store: Store) -> End:
     cell, exit_code = live.cell, live.process.exitcode
     status = store.status(cell.cell.run_id)
-    if exit_code == EXIT_DONE and status in FINAL:
+    if exit_code == EXIT_DONE and is_final(status):
         return End(cell=cell, status=status)
     if exit_code == EXIT_INTERRUPTED:
         return End(cell=cell, status="interrupted", message="saved; goes on when asked for again")

@@ -41,16 +41,23 @@ def test_an_unknown_setting_is_refused_with_the_nearest_name() -> None:
 def test_all_problems_of_one_object_are_said_at_once() -> None:
     with pytest.raises(ConfigError) as caught:
         decode(AdamWSpec, {**ADAMW, "lr": "fast", "beta1": None, "nesterov": True, "kind": "sgd"}, "optim")
-    assert [problem.split(" ")[0] for problem in sorted(caught.value.problems)] == ["optim.beta1", "optim.kind", "optim.lr", "optim.nesterov"]
+    assert [problem.split(" ")[0] for problem in sorted(caught.value.problems)] == [
+        "optim.beta1",
+        "optim.kind",
+        "optim.lr",
+        "optim.nesterov",
+    ]
 
 
 def test_a_missing_setting_is_named() -> None:
-    with pytest.raises(ConfigError, match="optim.lr: missing; expected a number"):
+    with pytest.raises(ConfigError, match=r"optim\.lr: missing; expected a number"):
         decode(AdamWSpec, {key: value for key, value in ADAMW.items() if key != "lr"}, "optim")
 
 
 def test_an_unknown_kind_of_a_union_lists_the_known_ones() -> None:
-    with pytest.raises(ConfigError, match=r"data\.kind = 'recal': unknown; did you mean recall\? \(valid: hub, recall, stdlib\)"):
+    with pytest.raises(
+        ConfigError, match=r"data\.kind = 'recal': unknown; did you mean recall\? \(valid: hub, recall, stdlib\)"
+    ):
         decode(DataSpec, {"kind": "recal"}, "data")
 
 
@@ -79,7 +86,16 @@ def test_kinds_are_written_down_and_revision_one_is_not(resolve) -> None:
 
 @pytest.mark.parametrize(
     ("text", "number"),
-    [("60B", 60 * 10**9), ("60 B", 60 * 10**9), ("6e10", 6 * 10**10), (6e10, 6 * 10**10), ("0.5M", 500_000), ("2_097_152", 2097152), (2048, 2048), ("1.5k", 1500)],
+    [
+        ("60B", 60 * 10**9),
+        ("60 B", 60 * 10**9),
+        ("6e10", 6 * 10**10),
+        (6e10, 6 * 10**10),
+        ("0.5M", 500_000),
+        ("2_097_152", 2097152),
+        (2048, 2048),
+        ("1.5k", 1500),
+    ],
 )
 def test_counts_are_read_as_people_write_them(text: object, number: int) -> None:
     assert parse_count(text, "budget.tokens") == number

@@ -22,14 +22,18 @@ def test_yaml_really_makes_an_integer_of_a_bare_ratio() -> None:
     assert parse_ratio(72) == Ratio(attention=1, mamba=12)
 
 
-@pytest.mark.parametrize("bad", ["0:0", "1", "1:", ":1", "-1:2", "1:2:3", "a:b", 5, 1.5, None, True, "1.0:2", [1, 2], "²:1"])
+@pytest.mark.parametrize(
+    "bad", ["0:0", "1", "1:", ":1", "-1:2", "1:2:3", "a:b", 5, 1.5, None, True, "1.0:2", [1, 2], "²:1"]
+)
 def test_what_is_no_ratio_is_refused_with_what_was_given(bad: object) -> None:
     with pytest.raises(ConfigError, match="ratio"):
         parse_ratio(bad)
 
 
 @given(st.integers(0, 20), st.integers(0, 20), st.integers(2, 60))
-def test_a_hybrid_keeps_a_block_of_each_kind_and_stays_within_half_a_block_of_its_ratio(a: int, m: int, depth: int) -> None:
+def test_a_hybrid_keeps_a_block_of_each_kind_and_stays_within_half_a_block_of_its_ratio(
+    a: int, m: int, depth: int
+) -> None:
     if a + m == 0:
         return
     n = attention_blocks(Ratio(attention=a, mamba=m), depth)

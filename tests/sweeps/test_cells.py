@@ -57,7 +57,7 @@ def test_one_to_twelve_is_the_same_run_however_it_is_written(expand_request, spe
     assert ids == {run.cell.run_id for run in expand_request("model.ratio=1:12").runs}
 
 
-def test_bare_ratios_in_yaml_lists_and_rows_are_read_too(tmp_path: Path, expand_request) -> None:
+def test_bare_ratios_in_yaml_lists_and_rows_are_read_too(expand_request) -> None:
     with Composer() as composer:
         bare = composer.merge([], [("model.ratio", 72)])
         assert str(read_config(bare, stdlib_fingerprint=lambda: "0" * 16).run) == str(
@@ -121,11 +121,15 @@ def test_bad_cells_are_reported_all_at_once_each_problem_once(expand_request) ->
 
 def test_surroundings_do_not_change_what_a_request_is(expand_request) -> None:
     plain = expand_request("+sweep=demo").request
-    other = expand_request("+sweep=demo", "mode=plan", "exec.threads=2", "store.root=/elsewhere", "plan.format=json").request
+    other = expand_request(
+        "+sweep=demo", "mode=plan", "exec.threads=2", "store.root=/elsewhere", "plan.format=json"
+    ).request
     assert dataclasses.replace(plain, created_at="") == dataclasses.replace(other, created_at="")
 
 
-@pytest.mark.parametrize("value", [None, True, 1, 1.5e-7, "text", "1:12", "a b", "it's", "null", "", [1, "x y"], {"a": 1}, "a,b", "\\"])
+@pytest.mark.parametrize(
+    "value", [None, True, 1, 1.5e-7, "text", "1:12", "a b", "it's", "null", "", [1, "x y"], {"a": 1}, "a,b", "\\"]
+)
 def test_a_setting_written_as_an_override_is_read_back_the_same(value: object) -> None:
     with Composer() as composer:
         assert composer.parse([as_override("key", value)])[0].values == (value,)
@@ -145,8 +149,8 @@ def test_merged_values_do_not_leak_into_the_next_cell(config) -> None:
         assert json.dumps(composer.compose([])) == before
 
 
-# Ids are for ever: a change here means that every store in the world loses its runs. Never update golden_ids.json; find out what
-# moved an id, and declare the new field with `added(birth_value)` or raise the kind's revision.
+# Ids are for ever: a change here means that every store in the world loses its runs. Never update golden_ids.json;
+# find out what moved an id, and declare the new field with `added(birth_value)` or raise the kind's revision.
 GOLDEN = json.loads((Path(__file__).parent / "golden_ids.json").read_text())
 
 

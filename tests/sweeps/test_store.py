@@ -69,7 +69,7 @@ def test_of_many_that_publish_at_once_exactly_one_wins_whole(tmp_path: Path) -> 
 
 
 def test_a_process_killed_at_any_moment_of_publishing_leaves_no_record_or_a_whole_one(tmp_path: Path) -> None:
-    """Every system call of publish() in turn is the last one that the process makes (killed by strace-like counting of writes)."""
+    """Each call that publish() makes of the operating system is in turn the one at which the process is killed."""
     script = textwrap.dedent(
         """
         import os, signal, sys
@@ -156,7 +156,7 @@ def test_half_a_record_is_said_and_nothing_is_lost(store: Store, known: str) -> 
     text = store.record_path(known).read_text()
     store.record_path(known).write_text(text[: len(text) // 2])
     assert store.status(known) == "damaged"
-    with pytest.raises(StoreError, match="damaged.*Nothing was changed"):
+    with pytest.raises(StoreError, match=r"damaged.*Nothing was changed"):
         store.record(known)
     assert store.record_path(known).read_text() == text[: len(text) // 2]
 
@@ -222,5 +222,5 @@ def test_run_ids_are_found_by_their_first_digits(store: Store, known: str) -> No
 
 def test_a_place_that_cannot_hold_a_store_is_one_clear_message(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")  # a file where a directory should be stops even root, whom chmod does not
-    with pytest.raises(StoreError, match="cannot be written to.*store.root=DIR"):
+    with pytest.raises(StoreError, match=r"cannot be written to.*store\.root=DIR"):
         Store(tmp_path / "file" / "store").prepare()

@@ -1,0 +1,236 @@
+"""The cells that a request expects, joined with what the store knows of each.
+
+The cells come from the stored request and are never composed again, so that a cell without a record is still a
+cell: no row disappears.
+"""
+
+import json
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Final, final
+
+from hybrid.cost import layout_of, run_cost
+from hybrid.decode import decode, did_you_mean
+from hybrid.spec import ConfigError, RunSpec
+from sweeps.store import Cell, Request, Store, StoreError
+
+LATEST: Final = "latest"
+STATUS_WORDS: Final = {"new": "not started"}
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class CellResult:
+    """One expected run: what it is called, how it stands, and its record if it has one.
+
+    `spec` is None before the run is first tried, or if this code cannot read it (another revision); `metrics` are
+    empty without a record.
+    """
+
+    name: str
+    row: str
+    axes: Mapping[str, object]
+    seed: int | None
+    run_id: str
+    status: str
+    spec: RunSpec | None
+    cost: Mapping[str, float]
+    metrics: Mapping[str, Any]
+    provenance: Mapping[str, Any]
+
+    @property
+    def final(self) -> bool:
+        """Whether there is a result: done or diverged."""
+        return self.status in ("done", "diverged")
+
+    @property
+    def diverged(self) -> bool:
+        return self.status == "diverged"
+
+    def number(self, metric: str) -> float | None:
+        """The metric if it is a finite number, else None."""
+        value = self.metrics.get(metric)
+        if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
+            return None
+        return float(value)
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Group:
+    """One line of a table: the cells that differ in their seeds only."""
+
+    row: str
+    axes: Mapping[str, object]
+    label: str
+    cells: tuple[CellResult, ...]
+
+    @cached_property
+    def final(self) -> tuple[CellResult, ...]:
+        """The cells with a result, each run once: two cells may ask for the same run."""
+        return tuple({cell.run_id: cell for cell in self.cells if cell.final}.values())
+
+    @property
+    def done(self) -> tuple[CellResult, ...]:
+        return tuple(cell for cell in self.final if not cell.diverged)
+
+    @property
+    def specs(self) -> tuple[RunSpec, ...]:
+        return tuple(cell.spec for cell in self.cells if cell.spec is not None)
+
+    def layout(self) -> str | None:
+        return next((layout_of(spec.model) for spec in self.specs), None)
+
+    def cost(self, key: str) -> float | None:
+        """A cost of the group's runs, which their seeds do not change; None where it is not known yet."""
+        return next((cell.cost[key] for cell in self.cells if cell.cost.get(key) is not None), None)
+
+    def numbers(self, metric: str) -> list[float]:
+        """The metric of the runs that are done; diverged runs are never averaged."""
+        return [value for cell in self.done if (value := cell.number(metric)) is not None]
+
+    def notes(self) -> str:
+        """What is not done, counted: "1 diverged, 2 not started"; empty if all is."""
+        counts = Counter(STATUS_WORDS.get(cell.status, cell.status) for cell in self.cells if cell.status != "done")
+        notes = [f"{n} {word}" for word, n in sorted(counts.items())]
+        shared = sum(cell.final for cell in self.cells) - len(self.final)
+        return ", ".join(notes + ([f"{shared} asked for twice"] if shared else []))
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Results:
+    """A request with its results, grouped into the lines of a table, in the order of the request."""
+
+    sweep: str
+    overrides: tuple[str, ...]
+    report: Mapping[str, Any]
+    groups: tuple[Group, ...]
+    axes: tuple[str, ...]
+    several_rows: bool
+
+    @property
+    def cells(self) -> tuple[CellResult, ...]:
+        return tuple(cell for group in self.groups for cell in group.cells)
+
+    @property
+    def specs(self) -> tuple[RunSpec, ...]:
+        return tuple(spec for group in self.groups for spec in group.specs)
+
+    @property
+    def is_probe(self) -> bool:
+        """Whether the runs race to a threshold: every readable one has a stop rule."""
+        return bool(self.specs) and all(spec.stop is not None for spec in self.specs)
+
+
+def find_request(requests: Sequence[Request], name: str, overrides: Sequence[str]) -> Request:
+    """The stored request that a user means by a sweep's name (or `latest`) and overrides, in any order.
+
+    Raises ConfigError, listing what there is, if none or several fit.
+    """
+    if not requests:
+        raise ConfigError("store: no request yet; run a sweep first, such as `python run.py -m +sweep=demo`")
+    named = [request for request in requests if name in (LATEST, request.sweep)]
+    if not named:
+        known = {request.sweep for request in requests} | {LATEST}
+        raise ConfigError(f"request = {name}: no such request in the store{did_you_mean(name, known)}")
+    by_age = sorted(named, key=lambda request: (request.created_at, request.overrides))
+    if name == LATEST and not overrides:
+        return by_age[-1]
+    newest = {tuple(sorted(request.overrides)): request for request in by_age}
+    exact = newest.get(tuple(sorted(overrides)))
+    if exact is not None:
+        return exact
+    if not overrides and len(newest) == 1:
+        return by_age[-1]
+    listing = [f"  {request.sweep} {' '.join(request.overrides)}".rstrip() for request in newest.values()]
+    if overrides:
+        problem = f"overrides = {' '.join(overrides)}: {name} was never asked for with these; expected those of one of"
+    else:
+        problem = f"request = {name}: {len(newest)} requests of this name are stored; repeat the overrides of one"
+    raise ConfigError("\n".join([problem, *listing]))
+
+
+def load(store: Store, request: Request) -> Results:
+    """Join the cells of `request` with their records. Raises ConfigError if the request has no cells."""
+    if not request.cells:
+        raise ConfigError(f"request = {request.sweep}: it has no cells")
+    members: dict[tuple[str, str], list[CellResult]] = {}
+    for cell in request.cells:
+        result = _result(store, cell)
+        members.setdefault((cell.row, _as_text(cell.axes)), []).append(result)
+    firsts = [cells[0] for cells in members.values()]
+    several_rows = len({cell.row for cell in firsts}) > 1
+    axes = _differing_axes(firsts)
+    return Results(
+        sweep=request.sweep,
+        overrides=tuple(request.overrides),
+        report=request.report,
+        groups=tuple(
+            Group(row=cells[0].row, axes=cells[0].axes, label=_label(cells[0], several_rows, axes), cells=tuple(cells))
+            for cells in members.values()
+        ),
+        axes=axes,
+        several_rows=several_rows,
+    )
+
+
+def open_store(path: Path) -> Store:
+    """Raises ConfigError if there is no directory at `path`, StoreError if a newer version wrote it."""
+    if not path.is_dir():
+        raise ConfigError(f"store = {path}: expected a directory; give --store DIR or set HYBRID_STORE")
+    store = Store(path)
+    store.check_format()
+    return store
+
+
+def axis_text(value: object) -> str:
+    """An axis value as a person would type it."""
+    if isinstance(value, float):
+        return f"{value:g}"
+    return value if isinstance(value, str) else _as_text(value)
+
+
+def _as_text(value: object) -> str:
+    return json.dumps(value, sort_keys=True, default=str)
+
+
+def _result(store: Store, cell: Cell) -> CellResult:
+    status = store.status(cell.run_id)
+    record = (store.record(cell.run_id) if status in ("done", "diverged") else None) or {}
+    spec = _read_spec(store, cell.run_id, record)
+    return CellResult(
+        name=cell.name,
+        row=cell.row,
+        axes=cell.axes,
+        seed=cell.seed,
+        run_id=cell.run_id,
+        status=status,
+        spec=spec,
+        cost=record.get("cost") or ({} if spec is None else asdict(run_cost(spec))),
+        metrics=record.get("metrics", {}),
+        provenance=record.get("provenance", {}),
+    )
+
+
+def _read_spec(store: Store, run_id: str, record: Mapping[str, Any]) -> RunSpec | None:
+    try:
+        plain = record.get("spec") or store.spec(run_id)
+        return None if plain is None else decode(RunSpec, plain, "spec")
+    except (ConfigError, StoreError):
+        return None
+
+
+def _differing_axes(cells: Sequence[CellResult]) -> tuple[str, ...]:
+    names = dict.fromkeys(name for cell in cells for name in cell.axes)
+    return tuple(name for name in names if len({_as_text(cell.axes.get(name)) for cell in cells}) > 1)
+
+
+def _label(cell: CellResult, several_rows: bool, axes: Sequence[str]) -> str:
+    parts = [cell.row] if several_rows or not axes else []
+    parts += [f"{name.rpartition('.')[2]}={axis_text(cell.axes.get(name))}" for name in axes]
+    return " ".join(part for part in parts if part) or "all"

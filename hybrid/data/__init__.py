@@ -1,0 +1,33 @@
+"""Corpora and synthetic probes; a batch is a pure function of (data_seed, step). NumPy only, no torch."""
+
+from pathlib import Path
+from typing import assert_never
+
+from hybrid.data.base import NOT_SCORED, Batch, DataSource
+from hybrid.data.recall import RecallData
+from hybrid.data.shards import open_shards
+from hybrid.data.stdlib import StdlibData
+from hybrid.spec import ConfigError, DataSpec, HubSpec, RecallSpec, StdlibSpec
+
+__all__ = ["NOT_SCORED", "Batch", "DataSource", "open_data"]
+
+
+def open_data(spec: DataSpec, seq_len: int, cache_dir: Path) -> DataSource:
+    """The data of a run, in sequences of `seq_len`; builds its shards below `cache_dir` if they are missing.
+
+    Raises ConfigError if this machine does not have the data or they do not fit `seq_len`, OSError if shards cannot be
+    written.
+    """
+    match spec:
+        case StdlibSpec():
+            return StdlibData(open_shards(spec, cache_dir), seq_len)
+        case RecallSpec():
+            return RecallData(spec, seq_len)
+        case HubSpec():
+            raise ConfigError(
+                f"data.name = {spec.name}: expected data that this version can read: stdlib or recall; "
+                "runs on a remote corpus can be planned and costed here, training on it needs shards that this version "
+                "cannot build"
+            )
+        case _ as never:
+            assert_never(never)

@@ -1,0 +1,43 @@
+"""What a training loop may ask of data.
+
+Shapes: B sequences, L positions.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+NOT_SCORED: Final = -100
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Batch:
+    """Token ids and what should be predicted at each of their positions; NOT_SCORED where nothing should.
+
+    A target belongs to the input at its own position: nobody has to shift anything.
+    """
+
+    inputs_BL: NDArray[np.int64]
+    targets_BL: NDArray[np.int64]
+
+
+class DataSource(ABC):
+    """Batches as pure functions: nothing is remembered between calls that could change what the next one returns."""
+
+    @abstractmethod
+    def train_batch(self, step: int, batch_size: int, data_seed: int) -> Batch:
+        """The batch of the `step`-th training step, counted from 0.
+
+        The i-th sequence of the training, i = step * batch_size + row, does not depend on how sequences are batched.
+        """
+
+    @abstractmethod
+    def validation_batches(self, batch_size: int, max_examples: int) -> Iterator[Batch]:
+        """Held-out sequences: the same ones in the same order at every call, at most `max_examples` of them.
+
+        Fewer examples are a prefix of more; the last batch may be smaller.
+        """

@@ -1,0 +1,92 @@
+"""RMSNorm (Zhang & Sennrich 2019), plain and gated, each with its own backward: half the passes of autograd's.
+
+Shapes: B batch, L length, D features.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from hybrid.ops.precision import compute_dtype, without_autocast
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x) * weight over the last dimension, in float32 at least."""
+
+    def __init__(self, d_model: int, eps: float) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.empty(d_model))
+
+    def forward(self, x_BLD: Tensor) -> Tensor:
+        dtype = compute_dtype(x_BLD.dtype)
+        y_BLD: Tensor = _RmsNorm.apply(x_BLD.to(dtype), self.weight.to(dtype), self.eps)
+        return y_BLD.to(x_BLD.dtype)
+
+
+class GatedRMSNorm(nn.Module):
+    """RMSNorm of x * silu(z): gated before it is normalised, as in Mamba-2 (Dao & Gu 2024)."""
+
+    def __init__(self, d_model: int, eps: float) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.empty(d_model))
+
+    def forward(self, x_BLD: Tensor, z_BLD: Tensor) -> Tensor:
+        dtype = compute_dtype(x_BLD.dtype)
+        y_BLD: Tensor = _GatedRmsNorm.apply(x_BLD.to(dtype), z_BLD.to(dtype), self.weight.to(dtype), self.eps)
+        return y_BLD.to(x_BLD.dtype)
+
+
+def _inverse_rms(x_BLD: Tensor, eps: float) -> Tensor:
+    """1 / sqrt(mean(x^2) + eps): (..., 1)."""
+    norm = torch.linalg.vector_norm(x_BLD, dim=-1, keepdim=True)
+    return norm.square_().div_(x_BLD.shape[-1]).add_(eps).rsqrt_()
+
+
+def _rms_norm_grads(dy_BLD: Tensor, x_BLD: Tensor, rrms_BL1: Tensor, weight_D: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradients of x and of the weight: with n = x rrms, dx = rrms (w dy - n mean(w dy n))."""
+    normed_BLD = x_BLD * rrms_BL1
+    dyn_BLD = dy_BLD * normed_BLD
+    dweight_D = dyn_BLD.flatten(0, -2).sum(0)
+    with without_autocast(dyn_BLD):
+        mean_BL1 = (dyn_BLD @ weight_D).div_(-x_BLD.shape[-1]).unsqueeze(-1)
+    dx_BLD = torch.addcmul(dy_BLD * weight_D, normed_BLD, mean_BL1).mul_(rrms_BL1)
+    return dx_BLD, dweight_D
+
+
+class _RmsNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: torch.autograd.function.FunctionCtx, x_BLD: Tensor, weight_D: Tensor, eps: float) -> Tensor:
+        rrms_BL1 = _inverse_rms(x_BLD, eps)
+        ctx.save_for_backward(x_BLD, weight_D, rrms_BL1)
+        return (x_BLD * rrms_BL1).mul_(weight_D)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: torch.autograd.function.FunctionCtx, dy_BLD: Tensor) -> tuple[Tensor, Tensor, None]:
+        x_BLD, weight_D, rrms_BL1 = ctx.saved_tensors  # type: ignore[attr-defined]
+        return *_rms_norm_grads(dy_BLD, x_BLD, rrms_BL1, weight_D), None
+
+
+class _GatedRmsNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: torch.autograd.function.FunctionCtx, x_BLD: Tensor, z_BLD: Tensor, weight_D: Tensor, eps: float
+    ) -> Tensor:
+        gated_BLD = F.silu(z_BLD).mul_(x_BLD)
+        rrms_BL1 = _inverse_rms(gated_BLD, eps)
+        ctx.save_for_backward(x_BLD, z_BLD, weight_D, rrms_BL1)
+        return gated_BLD.mul_(rrms_BL1).mul_(weight_D)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: torch.autograd.function.FunctionCtx, dy_BLD: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+        x_BLD, z_BLD, weight_D, rrms_BL1 = ctx.saved_tensors  # type: ignore[attr-defined]
+        # One exponential serves the gate and its slope: silu = z s, silu' = s + silu (1 - s), with s = sigmoid(z).
+        sigmoid_BLD = torch.sigmoid(z_BLD)
+        gate_BLD = z_BLD * sigmoid_BLD
+        dgated_BLD, dweight_D = _rms_norm_grads(dy_BLD, x_BLD * gate_BLD, rrms_BL1, weight_D)
+        slope_BLD = torch.addcmul(sigmoid_BLD, gate_BLD, 1.0 - sigmoid_BLD)
+        return dgated_BLD * gate_BLD, slope_BLD.mul_(dgated_BLD).mul_(x_BLD), dweight_D, None

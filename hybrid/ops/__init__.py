@@ -1,0 +1,1 @@
+"""Numerical kernels: for each a naive reference and a fast path, with one dispatching function."""

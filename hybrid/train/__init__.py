@@ -1,0 +1,1 @@
+"""Training: one loop for every model, its schedule, its optimiser, its checkpoints."""

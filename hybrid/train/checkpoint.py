@@ -1,0 +1,295 @@
+"""Checkpoints that survive a kill at any moment, and the final weights.
+
+A checkpoint is a header of 512 bytes, one line of JSON padded with spaces, and a payload, what `torch.save` wrote. The
+header names the run, the step and the payload's length, and holds a SHA-256 over the payload and over itself: in every
+version of the format, so that a newer file can be told from a damaged one.
+
+A file appears under its name only when it is whole and on the disk: it is written under another name beside it, synced,
+renamed, and the directory synced. Older ones go only after that.
+"""
+
+import contextlib
+import errno
+import hashlib
+import json
+import logging
+import os
+import re
+import socket
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, Final, cast, final
+
+import safetensors.torch
+import torch
+from torch import nn
+
+from hybrid.spec import ConfigError
+
+_LOGGER: Final = logging.getLogger(__name__)
+_FORMAT: Final = "hybrid-ablations checkpoint"
+_VERSION: Final = 1
+_HEADER_BYTES: Final = 512
+_BLOCK_BYTES: Final = 1 << 20
+_KEPT: Final = 2
+_DEAD_AFTER_S: Final = 3600.0
+_NAME: Final = re.compile(r"step(\d{8,})-a(\d{3,})\.ckpt")
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """What was saved after `step` updates, by which attempt."""
+
+    step: int
+    attempt: int
+    state: dict[str, Any]
+
+
+@final
+class CheckpointStore:
+    """The checkpoints of one run, in a directory that its attempts share; this object speaks for one attempt.
+
+    Files are named `step00000120-a001.ckpt`. The last two that this attempt saved or loaded are kept, whatever else
+    lies there: a damaged file with a higher step can push no good one out.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        run_id: str,
+        attempt: int,
+        log: Callable[[str], None] = _LOGGER.warning,
+    ) -> None:
+        """`log` is told, a line each, of checkpoints that had to be passed over."""
+        self._directory = directory
+        self._run_id = run_id
+        self._attempt = attempt
+        self._log = log
+        self._good: list[Path] = []
+        self._damaged: list[Path] = []
+
+    def save(self, state: Mapping[str, Any], step: int) -> Path:
+        """Write a checkpoint durably, then remove those older than the one before it.
+
+        `state`: what `torch.load` reads with weights_only: tensors, numbers, texts, and lists and dicts of them.
+        Raises OSError if it cannot be written; all that was there before then still is.
+        """
+        self._directory.mkdir(parents=True, exist_ok=True)
+        path = self._directory / f"step{step:08d}-a{self._attempt:03d}.ckpt"
+        with _replacing(path, self._temporary(path)) as file:
+            header = {"format": _FORMAT, "version": _VERSION, "run_id": self._run_id}
+            header |= {"step": step, "attempt": self._attempt}
+            _write(file, header, state)
+        self._good = [kept for kept in self._good if kept != path] + [path]
+        self._prune(newest=path)
+        return path
+
+    def load_latest(self, device: torch.device | None = None) -> Checkpoint | None:
+        """The newest checkpoint that is whole, its tensors on `device` (the CPU unless given); None if there is none.
+
+        Damaged ones are logged and passed over; they are removed after the next save. Raises ConfigError for a
+        whole checkpoint of another run or of a newer format, OSError if the disk cannot be read.
+        """
+        for _, path in sorted(self._checkpoints(), reverse=True):
+            try:
+                header, state = _read(path, device or torch.device("cpu"))
+            except FileNotFoundError:
+                continue  # another attempt removed it between the listing and now
+            except _Damaged as damage:
+                self._log(f"{path}: damaged and passed over: {damage}")
+                self._damaged.append(path)
+                continue
+            if header["run_id"] != self._run_id:
+                raise ConfigError(
+                    f"{path} = a checkpoint of run {header['run_id']}: expected one of run {self._run_id}; "
+                    "move it away, or give each run a checkpoint directory of its own"
+                )
+            self._good = [path]
+            return Checkpoint(step=header["step"], attempt=header["attempt"], state=state)
+        return None
+
+    def clear(self) -> None:
+        """Remove all checkpoints of the run; its final weights stay."""
+        for _, path in self._checkpoints():
+            path.unlink(missing_ok=True)
+        for path in self._directory.glob(f".*-a{self._attempt:03d}.tmp"):
+            path.unlink(missing_ok=True)
+        self._good, self._damaged = [], []
+
+    def _checkpoints(self) -> list[tuple[tuple[int, int], Path]]:
+        """((step, attempt), path) of every file with a checkpoint's name, in no order."""
+        if not self._directory.is_dir():
+            return []
+        found = ((_NAME.fullmatch(path.name), path) for path in self._directory.iterdir())
+        return [((int(name[1]), int(name[2])), path) for name, path in found if name is not None]
+
+    def _temporary(self, path: Path) -> Path:
+        return path.with_name(f".{path.stem}.tmp")
+
+    def _prune(self, newest: Path) -> None:
+        """Remove what `newest`, now durable, makes superfluous. What cannot be removed is no reason to end a run."""
+        kept = self._good[-_KEPT:]
+        oldest_kept = min(_key(path) for path in kept)
+        superfluous = [path for key, path in self._checkpoints() if key < oldest_kept]
+        superfluous += [path for path in self._damaged if path not in kept]
+        superfluous += self._dead_temporaries(newest)
+        for path in superfluous:
+            with contextlib.suppress(OSError):
+                path.unlink()
+        self._good, self._damaged = kept, []
+
+    def _dead_temporaries(self, newest: Path) -> Iterator[Path]:
+        """What killed writers left: this attempt's, as it writes one at a time, and what nobody has touched for long.
+
+        Ages are taken against the file just written, on the file system's clock alone: clocks of hosts differ.
+        """
+        with contextlib.suppress(OSError):
+            now_s = newest.stat().st_mtime
+            for path in self._directory.glob(".*.tmp"):
+                own = path.name.endswith(f"-a{self._attempt:03d}.tmp")
+                if own or now_s - path.stat().st_mtime > _DEAD_AFTER_S:
+                    yield path
+
+
+def save_final_weights(path: Path, model: nn.Module) -> None:
+    """Export the model's parameters as safetensors: whole under its name, or not there. Raises OSError."""
+    tensors = {name: parameter.detach().contiguous() for name, parameter in model.named_parameters()}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}-{socket.gethostname()}-{os.getpid()}.tmp")
+    with _replacing(path, temporary) as file:
+        file.write(safetensors.torch.save(tensors))
+
+
+def load_final_weights(path: Path, model: nn.Module) -> None:
+    """Read `save_final_weights`' file into the model. Raises ConfigError if it does not fit, OSError."""
+    try:
+        tensors = safetensors.torch.load(path.read_bytes())
+    except safetensors.SafetensorError as error:
+        raise ConfigError(f"{path} = {error}: expected whole safetensors; train the run again to have them") from None
+    wanted = {name: parameter.shape for name, parameter in model.named_parameters()}
+    found = {name: tensor.shape for name, tensor in tensors.items()}
+    if wanted != found:
+        names = sorted(name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name))
+        raise ConfigError(f"{path} = weights of another model: expected the same {', '.join(names)}")
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.copy_(tensors[name])
+
+
+# --- the format ---------------------------------------------------------------------------------
+
+
+class _Damaged(Exception):
+    """The file is not what was written."""
+
+
+@final
+class _HashingSink:
+    """A file for `torch.save` that hashes what goes by.
+
+    The first OSError is kept, and what follows ignored: raised inside torch's writer it would come out as a
+    RuntimeError that no longer says that the disk is full.
+    """
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.sha256 = hashlib.sha256()
+        self.length = 0
+        self.error: OSError | None = None
+
+    def write(self, data: bytes | memoryview) -> int:
+        if self.error is None:
+            try:
+                self._file.write(data)
+            except OSError as error:
+                self.error = error
+            self.sha256.update(data)
+            self.length += len(data)
+        return len(data)
+
+    def flush(self) -> None:
+        """Nothing: the file is flushed once, at its end."""
+
+
+def _write(file: BinaryIO, header: Mapping[str, Any], state: Mapping[str, Any]) -> None:
+    file.write(b"\0" * _HEADER_BYTES)
+    sink = _HashingSink(file)
+    torch.save(state, cast(BinaryIO, sink))
+    if sink.error is not None:
+        raise sink.error
+    header = {**header, "payload_bytes": sink.length}
+    sink.sha256.update(_header_text(header))
+    file.seek(0)
+    file.write(_header_text({**header, "sha256": sink.sha256.hexdigest()}).ljust(_HEADER_BYTES - 1) + b"\n")
+
+
+def _read(path: Path, device: torch.device) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Header and state. Raises _Damaged, OSError, or ConfigError if the file is whole but of a newer format."""
+    with open(path, "rb") as file:
+        first = file.read(_HEADER_BYTES)
+        try:
+            header = json.loads(first)
+            given = header.pop("sha256")
+            length = header["payload_bytes"]
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise _Damaged("its header cannot be read") from None
+        size = os.fstat(file.fileno()).st_size
+        if length != size - _HEADER_BYTES:
+            raise _Damaged(f"it has {size} bytes and should have {_HEADER_BYTES} and {length}")
+        sha256 = hashlib.sha256()
+        while block := file.read(_BLOCK_BYTES):
+            sha256.update(block)
+        sha256.update(_header_text(header))
+        if sha256.hexdigest() != given:
+            raise _Damaged("its checksum does not fit")
+        if header.get("format") != _FORMAT or header.get("version") != _VERSION:
+            raise ConfigError(
+                f"{path} = format {header.get('version')}: expected format {_VERSION}, which is what this version "
+                "reads; use the version that wrote it"
+            )
+        file.seek(_HEADER_BYTES)
+        return header, torch.load(file, map_location=device, weights_only=True)
+
+
+def _header_text(header: Mapping[str, Any]) -> bytes:
+    return json.dumps(header, sort_keys=True).encode()
+
+
+def _key(path: Path) -> tuple[int, int]:
+    name = _NAME.fullmatch(path.name)
+    assert name is not None
+    return int(name[1]), int(name[2])
+
+
+@contextlib.contextmanager
+def _replacing(path: Path, temporary: Path) -> Iterator[BinaryIO]:
+    """A file that takes `path`'s name at the end, if nothing was raised, and is then on the disk.
+
+    Opened as any file is, so that its permissions follow the umask and its group the directory.
+    """
+    try:
+        with open(temporary, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise
+    _sync_directory(path.parent)
+
+
+def _sync_directory(directory: Path) -> None:
+    handle = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        # Some network file systems cannot sync a directory, and say so like this; others make renames durable anyway.
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
+    finally:
+        os.close(handle)

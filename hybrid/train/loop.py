@@ -1,0 +1,434 @@
+"""The training loop, one for every model.
+
+At equal `ExecSpec`, on the CPU, a run is a function of its spec to the last bit: interrupted anywhere and resumed, or
+logged, validated and saved at another pace, it has the same weights. Another `microbatch` or number of threads changes
+the order of sums, hence the last digits.
+
+Shapes: B sequences, L positions.
+"""
+
+import math
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from typing import Any, Final, Literal, Protocol, assert_never, final
+
+import torch
+from torch import Tensor, nn
+
+from hybrid.data import NOT_SCORED, Batch, DataSource
+from hybrid.evals.nll import NllResult, autocast, batch_loss, evaluate_nll
+from hybrid.model import LanguageModel
+from hybrid.spec import ConfigError, ExecSpec, RunSpec, StopSpec
+from hybrid.train.checkpoint import Checkpoint, CheckpointStore
+from hybrid.train.optim import build_optimizer, clip_gradients, global_norm, gradients
+from hybrid.train.schedule import learning_rate
+
+FINAL_LOSS_STEPS: Final = 100
+"""The training loss of a finished run is the mean over this many last updates (all, if there were fewer)."""
+
+EXPLODED_NATS: Final = 3.0
+EXPLODED_STEPS: Final = 100
+"""A loss has exploded once it was, for `EXPLODED_STEPS` steps in a row, more than `EXPLODED_NATS` above both that of
+uniform guessing, ln(vocab_size), and that of the untrained model on the first batch. A model twenty times worse than
+guessing for a hundred steps has lost what it knew; a spike that it recovers from does not count, and neither does a
+large initial loss. Part of what a run is: changing either number changes which runs diverge."""
+
+
+class Observer(Protocol):
+    """Who is told of a run's progress, and may ask it to stop."""
+
+    def start(self, start_step: int, total_steps: int) -> None:
+        """Once, before the first step; `start_step` > 0 where the run was resumed after that many updates."""
+
+    def metrics(self, line: dict[str, float | int | str | bool]) -> None:
+        """A line of metrics; those after a checkpoint's step come again when the run is resumed from it."""
+
+    def stop_requested(self) -> str | None:
+        """Asked after every step; a reason makes the run save a checkpoint and raise `Interrupted`."""
+
+    def tick(self, step: int, loss: float | None, tokens_per_s: float) -> None:
+        """After every step; `tokens_per_s` is the mean since the start or the resume."""
+
+
+class Interrupted(Exception):
+    """The run stopped because it was asked to, and is saved at `step`."""
+
+    def __init__(self, reason: str, step: int) -> None:
+        super().__init__(f"stopped at step {step}: {reason}")
+        self.reason = reason
+        self.step = step
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """How a run ended, with the model as it then was: if diverged, before the update that was not made."""
+
+    status: Literal["done", "diverged"]
+    metrics: dict[str, float | int | bool | str | None]
+    model: LanguageModel
+
+
+def build_model(spec: RunSpec, execution: ExecSpec) -> LanguageModel:
+    """The run's model with its initial weights, on the run's device. Raises ConfigError if there is no such device."""
+    device = _device(execution)
+    with torch.device("meta"):
+        model = LanguageModel(
+            spec.model,
+            ssd_chunk=execution.ssd_chunk,
+            kernels=execution.kernels,
+            activation_checkpointing=execution.activation_checkpointing,
+        )
+    model.to_empty(device=device)
+    model.init_weights(spec.init_seed)
+    return model
+
+
+def train(
+    spec: RunSpec, execution: ExecSpec, *, data: DataSource, checkpoints: CheckpointStore, observer: Observer
+) -> Outcome:
+    """Train from the latest checkpoint, or from the start, to the end.
+
+    `metrics` of the outcome: `steps` and `tokens` of the updates made; `train_loss_nats`, mean over the last
+    `FINAL_LOSS_STEPS` updates (None if none was made); of the validation at the end, which reads at most
+    `execution.val_tokens`: `val_loss_nats`, `val_accuracy` and `val_tokens` scored (None, None and 0 if diverged);
+    `solved` (None without a stop rule) and `steps_to_threshold`; `wall_s`, all of it, attempts before a resume
+    included; `tokens_per_s` of the steps alone; and for a diverged run the `reason`.
+
+    Metric lines hold means since the line before (`train_loss_nats`, `tokens_per_s`) and values of the line's step
+    (`lr`, `grad_norm`, before clipping). Validation lines come where a validation during training is due; one comes
+    at the end too, unless the run has a stop rule, whose examples are not those of the end.
+
+    Raises Interrupted if the observer asked for it, after saving; OSError if a checkpoint cannot be written or read.
+    """
+    with _numerics(spec, execution):
+        return _Training(spec, execution, data, checkpoints, observer).run()
+
+
+@final
+@dataclass(kw_only=True)
+class _Progress:
+    """All that a checkpoint holds besides weights, optimiser and random state; changes with every step.
+
+    What is counted since the last line of metrics is here too, so that a resumed run's lines are those of one that
+    was not interrupted.
+    """
+
+    step: int = 0
+    wall_s: float = 0.0
+    train_s: float = 0.0
+    first_loss_nats: float = math.nan
+    last_losses_nats: deque[float] = field(default_factory=lambda: deque(maxlen=FINAL_LOSS_STEPS))
+    exploded_steps: int = 0
+    lr: float = 0.0
+    grad_norm: float = 0.0
+    line_steps: int = 0
+    line_loss_nats: float = 0.0
+    line_s: float = 0.0
+    steps_to_threshold: int | None = None
+    final: NllResult | None = None
+
+    def state(self) -> dict[str, Any]:
+        """Plain data for a checkpoint."""
+        return {**asdict(self), "last_losses_nats": list(self.last_losses_nats)}
+
+    @classmethod
+    def from_state(cls, state: dict[str, Any]) -> "_Progress":
+        losses = deque(state["last_losses_nats"], maxlen=FINAL_LOSS_STEPS)
+        final_result = None if state["final"] is None else NllResult(**state["final"])
+        return cls(**{**state, "last_losses_nats": losses, "final": final_result})
+
+
+@final
+class _Training:
+    """One attempt at a run."""
+
+    def __init__(
+        self,
+        spec: RunSpec,
+        execution: ExecSpec,
+        data: DataSource,
+        checkpoints: CheckpointStore,
+        observer: Observer,
+    ) -> None:
+        self.spec = spec
+        self.execution = execution
+        self.data = data
+        self.checkpoints = checkpoints
+        self.observer = observer
+        self.device = _device(execution)
+        self.model = build_model(spec, execution)
+        self.parameters: Sequence[nn.Parameter] = list(self.model.parameters())
+        self.optimizer = build_optimizer(spec.optim, self.model)
+        self.progress = _Progress()
+        self.began_s = time.monotonic()
+        self.saved_s = self.began_s
+
+    def run(self) -> Outcome:
+        """From the latest checkpoint to the end."""
+        latest = self.checkpoints.load_latest(self.device)
+        if latest is not None:
+            self._restore(latest)
+        progress = self.progress
+        start_step, before_s, before_train_s = progress.step, progress.wall_s, progress.train_s
+        self.observer.start(start_step, self.spec.train_steps)
+        self.model.train()
+        # The end is when the final validation is there: its result is part of the last step's checkpoint.
+        while progress.final is None:
+            step_began_s = time.perf_counter()
+            loss_nats, grad_norm = self._forward_backward()
+            reason = self._divergence(loss_nats, grad_norm)
+            if reason is not None:
+                progress.wall_s = before_s + time.monotonic() - self.began_s
+                return self._diverged(reason)
+            self._update(loss_nats, grad_norm)
+            seconds = time.perf_counter() - step_began_s
+            progress.train_s += seconds
+            progress.line_s += seconds
+
+            progress.wall_s = before_s + time.monotonic() - self.began_s
+            self._validate()
+            if progress.step % self.execution.log_every_steps == 0 or progress.final is not None:
+                self._line()
+            trained = (progress.step - start_step) * self.spec.batch_tokens
+            self.observer.tick(progress.step, loss_nats, _rate(trained, progress.train_s - before_train_s))
+
+            progress.wall_s = before_s + time.monotonic() - self.began_s
+            reason = self.observer.stop_requested()
+            if reason is not None:
+                self._save()
+                raise Interrupted(reason, progress.step)
+            if progress.final is None and time.monotonic() - self.saved_s >= self.execution.checkpoint_every_s:
+                self._save()
+        return Outcome(status="done", metrics=self._metrics(), model=self.model)
+
+    # --- a step ---------------------------------------------------------------------------------
+
+    def _forward_backward(self) -> tuple[float, float]:
+        """Loss in nats, a mean over the scored positions of the whole batch, and the norm of its gradient.
+
+        The one time in a step that the host waits for the device.
+        """
+        batch = self.data.train_batch(self.progress.step, self.spec.batch_size, self.spec.data_seed)
+        n_scored = int((batch.targets_BL != NOT_SCORED).sum())
+        if n_scored == 0:
+            raise ValueError(f"training batch {self.progress.step}: no position is scored, there is nothing to learn")
+        self.optimizer.zero_grad(set_to_none=True)
+        loss = torch.zeros((), device=self.device)
+        for part in _microbatches(batch, self.execution.microbatch):
+            with autocast(self.spec.dtype, self.device):
+                sum_nats, _, _ = batch_loss(self.model, part, self.device)
+            part_loss: Tensor = sum_nats / n_scored
+            part_loss.backward()  # type: ignore[no-untyped-call]
+            loss += part_loss.detach()
+        loss_nats, grad_norm = torch.stack((loss, global_norm(gradients(self.parameters)))).tolist()
+        return loss_nats, grad_norm
+
+    def _divergence(self, loss_nats: float, grad_norm: float) -> str | None:
+        """Why the run has diverged, if it has, now that the next update's loss and gradient are known."""
+        progress, step = self.progress, self.progress.step + 1
+        if not math.isfinite(loss_nats):
+            return f"the loss of step {step} is {loss_nats}"
+        if not math.isfinite(grad_norm):
+            return f"the gradient norm of step {step} is {grad_norm}"
+        if progress.step == 0:
+            progress.first_loss_nats = loss_nats
+        limit_nats = max(math.log(self.spec.model.vocab_size), progress.first_loss_nats) + EXPLODED_NATS
+        progress.exploded_steps = progress.exploded_steps + 1 if loss_nats > limit_nats else 0
+        if progress.exploded_steps >= EXPLODED_STEPS:
+            return (
+                f"the loss has been above {limit_nats:.3f} nats for {EXPLODED_STEPS} steps, at step {step} {loss_nats}"
+            )
+        return None
+
+    def _update(self, loss_nats: float, grad_norm: float) -> None:
+        """Clip, step, and count what was done."""
+        spec, progress = self.spec, self.progress
+        clip_gradients(gradients(self.parameters), grad_norm, spec.optim.grad_clip)
+        progress.lr = learning_rate(
+            progress.step,
+            peak=spec.optim.lr,
+            schedule=spec.schedule,
+            train_tokens=spec.train_tokens,
+            batch_tokens=spec.batch_tokens,
+        )
+        for group in self.optimizer.param_groups:
+            group["lr"] = progress.lr
+        self.optimizer.step()
+        progress.step += 1
+        progress.grad_norm = grad_norm
+        progress.last_losses_nats.append(loss_nats)
+        progress.line_steps += 1
+        progress.line_loss_nats += loss_nats
+
+    # --- validation and the stop rule -----------------------------------------------------------
+
+    def _validate(self) -> None:
+        """Validate if that is due after this step; at the end of the run, for its record."""
+        spec, execution, progress = self.spec, self.execution, self.progress
+        if spec.stop is not None and self._due(spec.stop.every_tokens):
+            result = self._evaluate(spec.stop.examples)
+            self._validation_line(result)
+            if _measured(spec.stop, result) >= spec.stop.threshold:
+                progress.steps_to_threshold = progress.step
+        at_end = progress.step >= spec.train_steps or progress.steps_to_threshold is not None
+        if at_end or (spec.stop is None and self._due(execution.eval_every_tokens)):
+            result = self._evaluate(max(1, execution.val_tokens // spec.seq_len))
+            if spec.stop is None:
+                self._validation_line(result)
+            if at_end:
+                progress.final = result
+
+    def _due(self, every_tokens: int | None) -> bool:
+        """Whether this step's batch completed another `every_tokens`."""
+        if every_tokens is None:
+            return False
+        tokens = self.progress.step * self.spec.batch_tokens
+        return tokens // every_tokens > (tokens - self.spec.batch_tokens) // every_tokens
+
+    def _evaluate(self, max_examples: int) -> NllResult:
+        return evaluate_nll(
+            self.model,
+            self.data,
+            max_examples=max_examples,
+            batch_size=self.execution.microbatch or self.spec.batch_size,
+            dtype=self.spec.dtype,
+        )
+
+    # --- what is told and kept ------------------------------------------------------------------
+
+    def _line(self) -> None:
+        """Report the steps since the last line, and begin to count anew."""
+        progress, batch_tokens = self.progress, self.spec.batch_tokens
+        self.observer.metrics(
+            {
+                "step": progress.step,
+                "tokens": progress.step * batch_tokens,
+                "train_loss_nats": progress.line_loss_nats / progress.line_steps,
+                "lr": progress.lr,
+                "grad_norm": progress.grad_norm,
+                "tokens_per_s": _rate(progress.line_steps * batch_tokens, progress.line_s),
+                "wall_s": progress.wall_s,
+            }
+        )
+        progress.line_steps, progress.line_loss_nats, progress.line_s = 0, 0.0, 0.0
+
+    def _validation_line(self, result: NllResult) -> None:
+        self.observer.metrics(
+            {
+                "step": self.progress.step,
+                "tokens": self.progress.step * self.spec.batch_tokens,
+                "val_loss_nats": result.loss_nats,
+                "val_accuracy": result.accuracy,
+            }
+        )
+
+    def _diverged(self, reason: str) -> Outcome:
+        if self.progress.line_steps:
+            self._line()
+        return Outcome(status="diverged", metrics={**self._metrics(), "reason": reason}, model=self.model)
+
+    def _metrics(self) -> dict[str, float | int | bool | str | None]:
+        progress, stop = self.progress, self.spec.stop
+        losses, validation = progress.last_losses_nats, progress.final
+        tokens = progress.step * self.spec.batch_tokens
+        return {
+            "steps": progress.step,
+            "tokens": tokens,
+            "train_loss_nats": math.fsum(losses) / len(losses) if losses else None,
+            "val_loss_nats": None if validation is None else validation.loss_nats,
+            "val_accuracy": None if validation is None else validation.accuracy,
+            "val_tokens": 0 if validation is None else validation.n_scored,
+            "solved": None if stop is None else progress.steps_to_threshold is not None,
+            "steps_to_threshold": progress.steps_to_threshold,
+            "wall_s": progress.wall_s,
+            "tokens_per_s": _rate(tokens, progress.train_s),
+        }
+
+    def _save(self) -> None:
+        cuda = self.device.type == "cuda"
+        state = {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "random": {
+                "cpu": torch.get_rng_state(),
+                "cuda": torch.cuda.get_rng_state(self.device) if cuda else None,
+            },
+            "progress": self.progress.state(),
+        }
+        self.checkpoints.save(state, self.progress.step)
+        self.saved_s = time.monotonic()
+
+    def _restore(self, checkpoint: Checkpoint) -> None:
+        state = checkpoint.state
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        torch.set_rng_state(state["random"]["cpu"].cpu())
+        if self.device.type == "cuda" and state["random"]["cuda"] is not None:
+            torch.cuda.set_rng_state(state["random"]["cuda"].cpu(), self.device)
+        self.progress = _Progress.from_state(state["progress"])
+
+
+def _microbatches(batch: Batch, size: int | None) -> Iterator[Batch]:
+    """The batch in parts of `size` sequences, without those that have nothing scored: they teach nothing."""
+    if size is None or size >= len(batch.inputs_BL):
+        yield batch
+        return
+    for first in range(0, len(batch.inputs_BL), size):
+        targets_BL = batch.targets_BL[first : first + size]
+        if (targets_BL != NOT_SCORED).any():
+            yield Batch(inputs_BL=batch.inputs_BL[first : first + size], targets_BL=targets_BL)
+
+
+def _measured(stop: StopSpec, result: NllResult) -> float:
+    match stop.metric:
+        case "accuracy":
+            return result.accuracy
+        case _ as never:
+            assert_never(never)
+
+
+def _rate(tokens: int, seconds: float) -> float:
+    return tokens / seconds if seconds > 0 else 0.0
+
+
+def _device(execution: ExecSpec) -> torch.device:
+    """Raises ConfigError if this machine has no such device."""
+    problem = f"exec.device = {execution.device}: expected a device of this machine: cpu"
+    if torch.cuda.is_available():
+        problem += ", cuda" + "".join(f", cuda:{index}" for index in range(torch.cuda.device_count()))
+    try:
+        device = torch.device(execution.device)
+    except RuntimeError:
+        raise ConfigError(problem) from None
+    if device.type == "cpu":
+        return device
+    if device.type != "cuda" or not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count():
+        raise ConfigError(problem)
+    return device
+
+
+@contextmanager
+def _numerics(spec: RunSpec, execution: ExecSpec) -> Iterator[None]:
+    """Threads, determinism and random state of a run; the process has its own back afterwards."""
+    device = _device(execution)
+    threads = torch.get_num_threads()
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    fill = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        try:
+            torch.set_num_threads(execution.threads)
+            if device.type == "cpu":
+                torch.use_deterministic_algorithms(True)
+                # Filling fresh memory with NaN, too, would cost every small tensor a pass and decide nothing.
+                torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+            torch.manual_seed(spec.init_seed)
+            yield
+        finally:
+            torch.set_num_threads(threads)
+            torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
+            torch.utils.deterministic.fill_uninitialized_memory = fill  # type: ignore[attr-defined]

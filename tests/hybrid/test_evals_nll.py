@@ -1,0 +1,145 @@
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from hybrid.data import NOT_SCORED, Batch, DataSource
+from hybrid.data.recall import RecallData
+from hybrid.data.shards import Shards
+from hybrid.data.stdlib import StdlibData
+from hybrid.decode import canonical_json, digest
+from hybrid.evals import nll
+from hybrid.evals.nll import evaluate_nll
+from hybrid.evals.spec import NllEvalSpec
+from hybrid.model import LanguageModel
+from hybrid.spec import AttentionSpec, BlockSpec, ModelSpec, RecallSpec
+
+SEQ_LEN = 16
+
+
+def model(vocab_size: int) -> LanguageModel:
+    mixer = AttentionSpec(n_heads=2, n_kv_heads=2, head_dim=8, rope=None)
+    blocks = (BlockSpec(mixer=mixer, ffn=None),)
+    built = LanguageModel(
+        ModelSpec(d_model=16, vocab_size=vocab_size, tie_embeddings=True, norm_eps=1e-5, init_std=0.5, blocks=blocks)
+    )
+    built.init_weights(1)
+    return built
+
+
+def recall() -> RecallData:
+    return RecallData(RecallSpec(n_symbols=32, n_pairs=3, power=0.1), SEQ_LEN)
+
+
+def text() -> StdlibData:
+    tokens = np.random.default_rng(0).integers(0, 258, size=1000).astype(np.uint16)
+    return StdlibData(Shards(directory=Path("nowhere"), training=tokens, validation=tokens[:333]), SEQ_LEN)
+
+
+class Masked(DataSource):
+    """Validation of which nothing, or little and unevenly much, is scored."""
+
+    def __init__(self, n_scored: int) -> None:
+        self._n_scored = n_scored
+
+    def train_batch(self, step: int, batch_size: int, data_seed: int) -> Batch:
+        raise NotImplementedError
+
+    def validation_batches(self, batch_size: int, max_examples: int) -> Iterator[Batch]:
+        for batch in text().validation_batches(batch_size, max_examples):
+            targets_BL = np.full_like(batch.targets_BL, NOT_SCORED)
+            targets_BL[0, : self._n_scored] = batch.targets_BL[0, : self._n_scored]
+            yield Batch(inputs_BL=batch.inputs_BL, targets_BL=targets_BL)
+
+
+def by_hand(built: LanguageModel, data: DataSource, max_examples: int) -> tuple[float, float, int]:
+    """Sequence by sequence and all logits in float64."""
+    built = model(built.spec.vocab_size).double()
+    losses, hits = [], []
+    for batch in data.validation_batches(1, max_examples):
+        targets = torch.from_numpy(batch.targets_BL[0])
+        with torch.no_grad():
+            logits = built(torch.from_numpy(batch.inputs_BL))[0]
+        scored = targets != NOT_SCORED
+        losses += F.cross_entropy(logits[scored], targets[scored], reduction="none").tolist()
+        hits += (logits.argmax(-1) == targets)[scored].tolist()
+    return float(np.mean(losses)), float(np.mean(hits)), len(losses)
+
+
+@pytest.mark.parametrize(
+    ("data", "vocab_size"), [(recall(), 32), (text(), 258), (Masked(5), 258)], ids=["recall", "text", "masked"]
+)
+@pytest.mark.parametrize("batch_size", [1, 4, 7])
+def test_it_is_the_mean_over_scored_positions_whatever_the_batches(
+    data: DataSource, vocab_size: int, batch_size: int
+) -> None:
+    built = model(vocab_size)
+    found = evaluate_nll(built, data, max_examples=10, batch_size=1 if isinstance(data, Masked) else batch_size)
+    loss, accuracy, n_scored = by_hand(built, data, 10)
+    assert found.loss_nats == pytest.approx(loss, rel=1e-5)
+    assert found.accuracy == pytest.approx(accuracy, rel=1e-12)
+    assert found.n_scored == n_scored
+
+
+def test_in_float64_batches_make_no_difference_beyond_rounding() -> None:
+    built = model(258).double()
+    one, many = (evaluate_nll(built, text(), max_examples=10, batch_size=size) for size in (1, 7))
+    assert one.loss_nats == pytest.approx(many.loss_nats, rel=1e-13)
+
+
+def test_no_limit_reads_the_whole_split() -> None:
+    data = text()
+    assert evaluate_nll(model(258), data, max_examples=None, batch_size=8).n_scored == SEQ_LEN * data.validation_windows
+
+
+def test_no_limit_ends_where_the_data_do_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nll, "ENDLESS_SPLIT_EXAMPLES", 20)
+    assert evaluate_nll(model(32), recall(), max_examples=None, batch_size=8).n_scored == 20 * 3
+
+
+def test_bits_per_byte_spread_the_loss_of_all_tokens_over_the_bytes() -> None:
+    data = text()
+    found = evaluate_nll(model(258), data, max_examples=12, batch_size=5)
+    targets = np.concatenate([batch.targets_BL for batch in data.validation_batches(1, 12)])
+    n_bytes = int((targets < 256).sum())
+    assert n_bytes < found.n_scored
+    assert found.bits_per_byte == pytest.approx(found.loss_nats / math.log(2) * found.n_scored / n_bytes, rel=1e-12)
+    assert evaluate_nll(model(32), recall(), max_examples=4, batch_size=4).bits_per_byte is None
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_it_leaves_mode_gradients_and_random_state_alone(training: bool) -> None:
+    built = model(32).train(training)
+    random = torch.get_rng_state()
+    evaluate_nll(built, recall(), max_examples=8, batch_size=4)
+    assert all(module.training is training for module in built.modules())
+    assert all(parameter.grad is None for parameter in built.parameters())
+    assert torch.equal(torch.get_rng_state(), random)
+
+
+def test_nothing_scored_is_an_error() -> None:
+    with pytest.raises(ValueError, match="no position is scored"):
+        evaluate_nll(model(258), Masked(0), max_examples=4, batch_size=2)
+
+
+def test_bfloat16_is_close_to_float32_and_another_number() -> None:
+    built = model(32)
+    half = evaluate_nll(built, recall(), max_examples=64, batch_size=8, dtype="bfloat16")
+    full = evaluate_nll(built, recall(), max_examples=64, batch_size=8)
+    assert half.loss_nats != full.loss_nats
+    assert half.loss_nats == pytest.approx(full.loss_nats, rel=0.02)
+
+
+def test_the_id_is_the_hash_of_the_canonical_json() -> None:
+    spec = NllEvalSpec(max_examples=100)
+    assert spec.eval_id() == digest(canonical_json(spec))
+    assert json.loads(json.dumps(spec.canonical())) == {"kind": "nll", "revision": 1, "max_examples": 100}
+
+
+def test_ids_are_frozen() -> None:
+    assert {NllEvalSpec().eval_id(), NllEvalSpec(max_examples=100).eval_id()} == {"?", "??"}
