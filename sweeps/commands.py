@@ -185,11 +185,19 @@ def _report_ends(ends: Sequence[End], *, asked: int, request: str | None, stored
 def _print_result(store: Store, run: CellRun) -> None:
     record = store.record(run.cell.run_id)
     assert record is not None
-    metrics = ", ".join(
-        f"{key} {value:.6g}" if isinstance(value, float) else f"{key} {value}"
-        for key, value in record["metrics"].items()
+    print(f"{run.cell.run_id} {record['status']}: {_metrics_text(record['metrics'])}")
+
+
+_FIRST = ("steps", "tokens", "train_loss_nats", "val_loss_nats", "val_accuracy")
+
+
+def _metrics_text(metrics: Mapping[str, Any]) -> str:
+    """Metrics on one line, those that matter first; what was not measured is left out."""
+    keys = [*(key for key in _FIRST if key in metrics), *(key for key in metrics if key not in _FIRST)]
+    shown = {key: metrics[key] for key in keys if metrics[key] is not None}
+    return ", ".join(
+        f"{key} {value:.6g}" if isinstance(value, float) else f"{key} {value}" for key, value in shown.items()
     )
-    print(f"{run.cell.run_id} {record['status']}: {metrics}")
 
 
 def _evaluate(runs: Sequence[CellRun], store: Store) -> int:
@@ -201,6 +209,5 @@ def _evaluate(runs: Sequence[CellRun], store: Store) -> int:
             failed = True
             say(f"error: {run.cell.name}: {error}")
             continue
-        shown = ", ".join(f"{key} {value:.6g}" for key, value in metrics.items() if value is not None)
-        print(f"{run.cell.name} {run.cell.run_id}: {shown}")
+        print(f"{run.cell.name} {run.cell.run_id}: {_metrics_text(metrics)}")
     return EXIT_SOME_FAILED if failed else EXIT_OK

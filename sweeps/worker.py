@@ -42,6 +42,7 @@ EXIT_INTERRUPTED = 75  # sysexits.h EX_TEMPFAIL: run the same again and it goes 
 
 ErrorClass = Literal["oom", "timeout", "node_fail", "preempted", "cancelled", "code", "io", "unknown"]
 _POLL_S = 0.2
+_EVAL_TOKENS = 16384  # a forward pass without gradients, where no microbatch is set
 _HYBRID_ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -340,7 +341,7 @@ def evaluate_one(store: Store, run: RunSpec, execution: ExecSpec) -> dict[str, A
         model,
         open_data(run.data, run.seq_len, store.data_root),
         max_examples=spec.max_examples,
-        batch_size=execution.microbatch or run.batch_size,
+        batch_size=execution.microbatch or max(1, _EVAL_TOKENS // run.seq_len),
     )
     store.publish_eval_record(
         run_id,

@@ -17,11 +17,12 @@ class NllEvalSpec:
     max_examples: int | None = None
 
     def canonical(self) -> dict[str, Any]:
-        """Plain data: what `eval_id` is the hash of. The revision is written too, from the first on."""
-        return {**encode(self), "revision": self.revision}
+        """Plain data: what the canonical JSON says."""
+        data: dict[str, Any] = encode(self)
+        return data
 
     def eval_id(self) -> str:
-        """12 hex digits of the SHA-256 of the canonical JSON, sorted keys."""
+        """12 hex digits of the SHA-256 of the canonical JSON."""
         return digest(canonical_json(self))
 
 

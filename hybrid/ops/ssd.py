@@ -229,7 +229,8 @@ class _ChunkedSSD(torch.autograd.Function):
         if exact:
             _add_exact_diagonal(y_BKQHP, x_BKQHP, dt_BKQH, cum_BKQH, scores_kQQ)
         y_BLHP = y_BKQHP.view(batch, length, n_heads, head_dim)
-        ctx.save_for_backward(x_BLHP, dt_BLH, cum_BKQH, B_BLN, C_BLN, before_BKNHP, y_BLHP, final_BNHP)
+        saved = (x_BLHP, dt_BLH, cum_BKQH, B_BLN, C_BLN, before_BKNHP, y_BLHP, final_BNHP)
+        ctx.save_for_backward(*saved)  # type: ignore[arg-type]  # its annotation leaves out None, which it takes
         ctx.exact = exact  # type: ignore[attr-defined]
         ctx.set_materialize_grads(False)
         return y_BLHP, final_BNHP

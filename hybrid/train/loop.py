@@ -222,7 +222,7 @@ class _Training:
             with autocast(self.spec.dtype, self.device):
                 sum_nats, _, _ = batch_loss(self.model, part, self.device)
             part_loss: Tensor = sum_nats / n_scored
-            part_loss.backward()  # type: ignore[no-untyped-call]
+            part_loss.backward()
             loss += part_loss.detach()
         loss_nats, grad_norm = torch.stack((loss, global_norm(gradients(self.parameters)))).tolist()
         return loss_nats, grad_norm
@@ -418,17 +418,13 @@ def _numerics(spec: RunSpec, execution: ExecSpec) -> Iterator[None]:
     threads = torch.get_num_threads()
     deterministic = torch.are_deterministic_algorithms_enabled()
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
-    fill = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         try:
             torch.set_num_threads(execution.threads)
             if device.type == "cpu":
                 torch.use_deterministic_algorithms(True)
-                # Filling fresh memory with NaN, too, would cost every small tensor a pass and decide nothing.
-                torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
             torch.manual_seed(spec.init_seed)
             yield
         finally:
             torch.set_num_threads(threads)
             torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
-            torch.utils.deterministic.fill_uninitialized_memory = fill  # type: ignore[attr-defined]

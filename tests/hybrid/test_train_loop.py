@@ -123,17 +123,21 @@ class Recorder:
     def __init__(self, stop_at: int | None = None, crash_at: int | None = None) -> None:
         self.lines: list[Line] = []
         self.start_step = -1
+        self.total_steps = -1
         self.step = 0
+        self.ticks: list[tuple[int, float | None]] = []
         self._stop_at, self._crash_at = stop_at, crash_at
 
     def start(self, start_step: int, total_steps: int) -> None:
-        self.start_step = start_step
+        self.start_step, self.total_steps = start_step, total_steps
 
     def metrics(self, line: Line) -> None:
         self.lines.append(line)
 
     def tick(self, step: int, loss: float | None, tokens_per_s: float) -> None:
         self.step = step
+        self.ticks.append((step, loss))
+        assert tokens_per_s > 0.0
         if step == self._crash_at:
             raise Crash
 
@@ -264,11 +268,22 @@ def test_a_torn_checkpoint_is_passed_over_and_changes_nothing(tmp_path: Path) ->
     with pytest.raises(Crash):
         train(spec, every_step, data=data_of(spec), checkpoints=store, observer=resumed)
     assert resumed.start_step == 6
-    assert_same_result(finish(spec, tmp_path, [], every_step), replace_lines(uninterrupted(spec), after=7))
+    assert_same_result(finish(spec, tmp_path, [], every_step), since(7, uninterrupted(spec)))
 
 
-def replace_lines(result: Result, after: int) -> Result:
-    return replace(result, lines=[line for line in result.lines if int(line["step"]) > after])
+def since(step: int, result: Result) -> Result:
+    """The result with the lines of later steps alone."""
+    return replace(result, lines=[line for line in result.lines if int(line["step"]) > step])
+
+
+def test_the_observer_hears_of_every_step(tmp_path: Path) -> None:
+    spec = run_of()
+    first, second = Recorder(stop_at=6), Recorder()
+    _, lines = attempts(spec, tmp_path, [first, second], replace(EXECUTION, log_every_steps=1))
+    assert first.total_steps == second.total_steps == STEPS
+    losses = [(line["step"], line["train_loss_nats"]) for line in lines if "train_loss_nats" in line]
+    assert first.ticks + second.ticks == losses
+    assert [step for step, _ in losses] == list(range(1, STEPS + 1))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -501,7 +516,6 @@ def test_the_process_has_its_numerics_back() -> None:
     assert torch.equal(torch.get_rng_state(), random)
     assert torch.get_num_threads() == threads
     assert not torch.are_deterministic_algorithms_enabled()
-    assert torch.utils.deterministic.fill_uninitialized_memory
 
 
 @pytest.mark.parametrize("device", ["cuda:99", "gpu", "meta"])

@@ -1,0 +1,307 @@
+import json
+import os
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.numpy import load_file
+
+from hybrid.config import Resolved
+from hybrid.spec import ConfigError
+from hybrid.train.loop import Interrupted
+from sweeps.identity import run_id
+from sweeps.store import Store, publish, this_process
+from sweeps.worker import EXIT_INTERRUPTED, Busy, StopFlag, evaluate_one, run_one, take
+
+from .conftest import TINY, wait_for
+
+CLOCK = ("wall_s", "tokens_per_s")
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    made = Store(tmp_path / "store")
+    made.prepare()
+    return made
+
+
+def quiet(*_: Any) -> None:
+    """Progress that nobody watches."""
+
+
+def train(store: Store, resolved: Resolved, stop: StopFlag | None = None, progress: Callable[..., None] = quiet) -> str:
+    return run_one(store, resolved.run, resolved.execution, stop=stop or StopFlag(), progress=progress)
+
+
+def curve(store: Store, run: str) -> list[dict[str, Any]]:
+    return [{key: value for key, value in line.items() if key not in CLOCK} for line in store.metrics(run)]
+
+
+def results(store: Store, run: str) -> dict[str, Any]:
+    record = store.record(run)
+    assert record is not None
+    return {key: value for key, value in record["metrics"].items() if key not in CLOCK}
+
+
+def stop_at(step: int, stop: StopFlag) -> Callable[..., None]:
+    def progress(now: int, *_: Any) -> None:
+        if now >= step:
+            stop("the test says so")
+
+    return progress
+
+
+def foreign(store: Store, run: str) -> Path:
+    """An attempt of another host, of which only the counter can be seen."""
+    attempt = store.claim(run, store.last_attempt(run))
+    assert attempt is not None
+    publish(attempt.directory / "job.json", json.dumps({**this_process(), "host": "elsewhere", "lease_s": 1}))
+    (attempt.directory / "heartbeat").write_text("0\n")
+    return attempt.directory
+
+
+def test_a_finished_run_is_not_trained_again(store: Store, tiny) -> None:
+    assert train(store, tiny()) == "done"
+    run = run_id(tiny().run)
+    before = store.record_path(run).read_bytes()
+    assert train(store, tiny()) == "done"
+    assert store.last_attempt(run) == 1
+    assert store.record_path(run).read_bytes() == before
+
+
+def test_a_finished_run_leaves_at_most_a_dozen_inodes(store: Store, tiny) -> None:
+    train(store, tiny())
+    evaluate_one(store, tiny().run, tiny().execution)
+    directory = store.run_dir(run_id(tiny().run))
+    assert len(list(directory.rglob("*"))) + 1 <= 12
+
+
+def test_interrupted_and_resumed_equals_uninterrupted(tmp_path: Path, tiny) -> None:
+    whole, pieces = Store(tmp_path / "whole"), Store(tmp_path / "pieces")
+    train(whole, tiny())
+    for step in (13, 14, 57):
+        stop = StopFlag()
+        with pytest.raises(Interrupted):
+            train(pieces, tiny(), stop, stop_at(step, stop))
+        assert pieces.status(run_id(tiny().run)) == "interrupted"
+    train(pieces, tiny())
+    run = run_id(tiny().run)
+    assert pieces.last_attempt(run) == 4
+    assert curve(pieces, run) == curve(whole, run)
+    assert results(pieces, run) == results(whole, run)
+    assert whole.weights_path(run).read_bytes() == pieces.weights_path(run).read_bytes()
+
+
+def test_another_execution_of_the_same_run_has_the_same_id_and_nearly_the_same_curve(tmp_path: Path, tiny) -> None:
+    one, other = Store(tmp_path / "one"), Store(tmp_path / "other")
+    train(one, tiny())
+    train(other, tiny("exec.microbatch=1"))
+    run = run_id(tiny().run)
+    a, b = load_file(one.weights_path(run)), load_file(other.weights_path(run))
+    for name in a:
+        assert a[name] == pytest.approx(b[name], abs=2e-3)
+
+
+def test_of_two_copies_started_at_once_one_trains_and_the_other_leaves(store: Store, tiny) -> None:
+    longer = tiny("budget.tokens=64000")
+    endings: list[str] = []
+    barrier = threading.Barrier(2)
+
+    def copy() -> None:
+        barrier.wait()
+        try:
+            endings.append(train(store, longer))
+        except Busy:
+            endings.append("busy")
+
+    threads = [threading.Thread(target=copy) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(endings) == ["busy", "done"]
+    assert store.last_attempt(run_id(longer.run)) == 1
+
+
+def test_a_lease_that_stands_still_is_waited_out_and_then_taken_over(store: Store, tiny) -> None:
+    run = store.publish_spec(tiny().run)
+    foreign(store, run)
+    assert store.status(run) == "running"
+    began = time.monotonic()
+    assert train(store, tiny()) == "done"
+    assert time.monotonic() - began > 1.0
+    assert store.last_attempt(run) == 2
+
+
+def test_a_lease_that_moves_is_left_alone(store: Store, tiny) -> None:
+    run = store.publish_spec(tiny().run)
+    directory = foreign(store, run)
+    ended = threading.Event()
+
+    def beat() -> None:
+        count = 1
+        while not ended.wait(0.1):
+            (directory / "heartbeat").write_text(f"{count}\n")
+            count += 1
+
+    thread = threading.Thread(target=beat)
+    thread.start()
+    try:
+        with pytest.raises(Busy, match="elsewhere"):
+            train(store, tiny())
+    finally:
+        ended.set()
+        thread.join()
+    assert store.last_attempt(run) == 1
+
+
+def test_an_owners_longer_lease_is_respected(store: Store, tiny) -> None:
+    run = store.publish_spec(tiny().run)
+    directory = foreign(store, run)
+    job = json.loads((directory / "job.json").read_text())
+    (directory / "job.json").write_text(json.dumps({**job, "lease_s": 3}))
+    began = time.monotonic()
+    assert take(store, run, lease_s=0.3) is not None
+    assert time.monotonic() - began > 3.0
+
+
+def test_a_waiting_copy_sees_the_record_appear_and_leaves(store: Store, tiny) -> None:
+    run = store.publish_spec(tiny().run)
+    foreign(store, run)
+    timer = threading.Timer(0.3, lambda: store.publish_record(run, {"schema": 1, "run_id": run, "status": "done"}))
+    timer.start()
+    assert take(store, run, lease_s=60) is None
+    timer.join()
+    assert store.last_attempt(run) == 1
+
+
+def test_a_copy_that_lost_its_lease_stops_and_speaks_no_more_for_the_run(store: Store, tiny) -> None:
+    longer = tiny("budget.tokens=640000")
+    run = run_id(longer.run)
+
+    def steal(step: int, *_: Any) -> None:
+        if step == 50:
+            (store.attempt_dir(run, 2)).mkdir()
+
+    with pytest.raises(Interrupted, match="another copy"):
+        train(store, longer, progress=steal)
+    assert store.error(run, 1) is None
+    assert store.record(run) is None
+
+
+def test_a_failure_is_recorded_in_full_and_raised(store: Store, tiny) -> None:
+    resolved = tiny("exec.device=cuda:99")
+    with pytest.raises(ConfigError):
+        train(store, resolved)
+    run = run_id(resolved.run)
+    error = store.error(run, 1)
+    assert error is not None
+    assert error["class"] == "code"
+    assert "Traceback" in error["traceback"]
+    assert "cuda:99" in (store.attempt_dir(run, 1) / "log.txt").read_text()
+    assert store.status(run) == "failed"
+    assert train(store, tiny()) == "done"  # the same run elsewhere, without its mistake
+
+
+def test_a_loss_that_blows_up_is_a_result_and_is_not_run_again(store: Store, tiny) -> None:
+    wild = tiny("optim.lr=1e9", "optim.weight_decay=0", "schedule.warmup_fraction=0")
+    assert train(store, wild) == "diverged"
+    assert store.status(run_id(wild.run)) == "diverged"
+    assert train(store, wild) == "diverged"
+    assert store.last_attempt(run_id(wild.run)) == 1
+
+
+def test_an_evaluation_is_a_record_of_its_own_made_once(store: Store, tiny) -> None:
+    train(store, tiny())
+    run = run_id(tiny().run)
+    before = store.record_path(run).read_bytes()
+    first = evaluate_one(store, tiny().run, tiny().execution)
+    assert first["metrics"]["loss_nats"] > 0
+    assert evaluate_one(store, tiny().run, tiny().execution) == first
+    assert store.record_path(run).read_bytes() == before
+
+
+def test_a_run_killed_outright_resumes_and_ends_like_one_that_was_not(tmp_path: Path, run_py, tiny) -> None:
+    arguments = [*TINY, "budget.tokens=64000", "exec.checkpoint_every_s=0.05"]
+    whole, killed = Store(tmp_path / "whole"), Store(tmp_path / "killed")
+    longer = tiny("budget.tokens=64000")
+    run = run_id(longer.run)
+    train(whole, longer)
+    for kills in (1, 2):
+        process = run_py(*arguments, store=killed.root)
+        checkpoints = killed.checkpoints_dir(run)
+        seen = set(checkpoints.glob("*.ckpt"))
+        wait_for(lambda seen=seen: set(checkpoints.glob("*.ckpt")) - seen)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        assert killed.status(run) == "lost"
+        assert killed.last_attempt(run) == kills
+    last = run_py(*arguments, store=killed.root)
+    out, err = last.communicate()
+    assert last.returncode == 0, err
+    assert out.startswith(f"{run} done: steps 1000")
+    assert curve(killed, run) == curve(whole, run)
+    assert results(killed, run) == results(whole, run)
+    assert killed.weights_path(run).read_bytes() == whole.weights_path(run).read_bytes()
+
+
+def test_terminated_it_saves_and_says_that_it_goes_on(tmp_path: Path, run_py, tiny) -> None:
+    arguments = [*TINY, "budget.tokens=640000"]
+    store = Store(tmp_path / "store")
+    run = run_id(tiny("budget.tokens=640000").run)
+    process = run_py(*arguments)
+    wait_for(lambda: store.metrics(run))
+    process.terminate()
+    _, err = process.communicate()
+    assert process.returncode in (130, EXIT_INTERRUPTED)
+    assert "interrupted" in err
+    assert "Traceback" not in err
+    assert list(store.checkpoints_dir(run).glob("*.ckpt"))
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 256 KiB; chmod and quotas would not stop root."""
+    directory = tmp_path / "disk"
+    directory.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(directory)], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("needs the right to mount a tmpfs")
+    yield directory
+    subprocess.run(["umount", "-l", str(directory)], check=True)
+
+
+def test_a_full_disk_fails_the_run_as_io_and_keeps_what_was_recorded(small_disk: Path, tiny) -> None:
+    store = Store(small_disk / "store")
+    store.prepare()
+    train(store, tiny())
+    finished = run_id(tiny().run)
+    before = store.record_path(finished).read_bytes()
+    (small_disk / "ballast").write_bytes(b"x" * 4096)
+    with pytest.raises(OSError, match="."), open(small_disk / "more", "wb", buffering=0) as file:
+        while True:
+            file.write(b"x" * 4096)
+    (small_disk / "ballast").unlink()
+    other = tiny("init_seed=2")
+    with pytest.raises(OSError, match="."):
+        train(store, other)
+    assert store.status(run_id(other.run)) in ("failed", "lost", "new")
+    assert store.record(run_id(other.run)) is None
+    assert store.record_path(finished).read_bytes() == before
+    (small_disk / "more").unlink()
+    assert train(store, other) == "done"
+
+
+def test_a_read_only_store_is_one_clear_message(small_disk: Path, run_py) -> None:
+    Store(small_disk / "store").prepare()
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    process = run_py(*TINY, store=small_disk / "store")
+    _, err = process.communicate()
+    assert process.returncode == 1
+    assert "read-only" in err
+    assert "Traceback" not in err
