@@ -1,4 +1,5 @@
 import errno
+import itertools
 import os
 import resource
 import stat
@@ -103,6 +104,7 @@ def test_a_torn_newest_is_noted_and_the_one_before_is_used(tmp_path: Path, kept_
     assert_is_state(loaded.state, 1)
     assert len(notes) == 1
     assert str(newest) in notes[0]
+    assert ("header" if newest.stat().st_size < 511 else f"should have 512 and {size - 512}") in notes[0]
 
 
 def test_a_flipped_byte_is_found_wherever_it_is(tmp_path: Path) -> None:
@@ -207,7 +209,8 @@ def test_killed_before_any_of_its_calls_a_save_leaves_the_last_checkpoint_or_the
             f"step0000000{loaded.step}-a001.ckpt",
             "step00000004-a002.ckpt",
         ]
-    assert {"write", "fsync", "replace", "unlink"} <= set(killer.calls)
+    # On the disk before it has its name, and the name on the disk before an older one goes.
+    assert [name for name, _ in itertools.groupby(killer.calls)] == ["write", "fsync", "replace", "fsync", "unlink"]
     assert set(found) == {2, 3}
 
 

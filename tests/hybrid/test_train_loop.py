@@ -401,25 +401,36 @@ def test_a_stop_is_at_the_step_it_was_asked_after(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["step00000003-a001.ckpt"]
 
 
+def first_move(spec: RunSpec, *, grad_clip: float, warmup_steps: int) -> tuple[float, float]:
+    """How far one update moves the weights at a learning rate of 1 times the gradient, and the gradient's norm.
+
+    With a huge eps, AdamW is plain descent.
+    """
+    spec = replace(
+        spec,
+        train_tokens=BATCH_TOKENS,
+        optim=replace(spec.optim, eps=1e6, lr=1e6, beta1=0.0, weight_decay=0.0, grad_clip=grad_clip),
+        schedule=TrapezoidSpec(warmup_tokens=warmup_steps * BATCH_TOKENS, cooldown_tokens=0),
+    )
+    outcome, lines = train_once(spec)
+    before, after = build_model(spec, EXECUTION).parameters(), outcome.model.parameters()
+    move = torch.cat([(a - b).detach().flatten() for a, b in zip(after, before, strict=True)])
+    return float(move.norm()), float(lines[-1]["grad_norm"])
+
+
 def test_gradients_are_clipped_before_the_update() -> None:
-    spec = run_of(steps=1)
-    # SGD-like: with a huge eps an update is proportional to the gradient, which clipping makes shorter.
-    optim = replace(spec.optim, eps=1e6, lr=1e6, beta1=0.0, weight_decay=0.0)
-    moved = {}
-    for grad_clip in (1e9, 1e-3):
-        clipped = replace(
-            spec,
-            optim=replace(optim, grad_clip=grad_clip),
-            schedule=TrapezoidSpec(warmup_tokens=0, cooldown_tokens=0),
-        )
-        outcome, lines = train_once(clipped)
-        before, after = build_model(clipped, EXECUTION).parameters(), outcome.model.parameters()
-        difference = torch.cat([(a - b).detach().flatten() for a, b in zip(after, before, strict=True)])
-        moved[grad_clip] = float(difference.norm())
-    norm = float(lines[-1]["grad_norm"])
-    assert norm > 0.01
-    assert moved[1e9] == pytest.approx(norm, rel=1e-3)
-    assert moved[1e-3] == pytest.approx(1e-3, rel=1e-3)
+    moved, norm = first_move(run_of(), grad_clip=1e9, warmup_steps=0)
+    clipped, norm_before_clipping = first_move(run_of(), grad_clip=1e-3, warmup_steps=0)
+    assert moved == pytest.approx(norm, rel=1e-3)
+    assert norm_before_clipping == norm > 0.01
+    assert clipped == pytest.approx(1e-3, rel=1e-3)
+
+
+def test_an_update_has_the_learning_rate_of_the_schedule() -> None:
+    moved, norm = first_move(run_of(), grad_clip=1e9, warmup_steps=4)
+    assert moved == pytest.approx(norm / 4, rel=1e-3)
+    rates = [line["lr"] for line in uninterrupted(run_of()).lines if "lr" in line]
+    assert rates == pytest.approx([3e-3, 3e-3, 3e-3, 1e-3], rel=1e-12)
 
 
 # --- diverging ----------------------------------------------------------------------------------
@@ -435,6 +446,20 @@ def test_an_absurd_learning_rate_ends_as_diverged() -> None:
     assert outcome.metrics["val_loss_nats"] is None
     assert f"step {steps + 1}" in str(outcome.metrics["reason"])
     assert lines[-1]["step"] == steps
+
+
+def test_a_loss_that_stays_far_above_guessing_has_exploded() -> None:
+    spec = run_of("llama", steps=2 * EXPLODED_STEPS)
+    outcome, lines = train_once(
+        replace(spec, optim=replace(spec.optim, lr=10.0)), replace(EXECUTION, log_every_steps=1)
+    )
+    assert outcome.status == "diverged"
+    assert str(outcome.metrics["reason"]).startswith("the loss has been above 6.48")
+    steps = int(outcome.metrics["steps"] or 0)
+    assert EXPLODED_STEPS <= steps < spec.train_steps
+    losses = [float(line["train_loss_nats"]) for line in lines]
+    assert len(losses) == steps
+    assert min(losses[-(EXPLODED_STEPS - 1) :]) > 6.48
 
 
 def test_a_loss_that_is_not_finite_ends_as_diverged() -> None:
