@@ -42,7 +42,6 @@ EXIT_INTERRUPTED = 75  # sysexits.h EX_TEMPFAIL: run the same again and it goes 
 
 ErrorClass = Literal["oom", "timeout", "node_fail", "preempted", "cancelled", "code", "io", "unknown"]
 _POLL_S = 0.2
-_EVAL_TOKENS = 16384  # a forward pass without gradients, where no microbatch is set
 _HYBRID_ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -181,6 +180,9 @@ class _Observer:
 
     def tick(self, step: int, loss: float | None, tokens_per_s: float) -> None:
         self._progress(step, self._total_steps, loss, tokens_per_s)
+
+    def sync(self) -> None:
+        os.fsync(self._lines.fileno())
 
     def _write(self, line: Mapping[str, Any]) -> None:
         self._lines.write(json.dumps(line) + "\n")
@@ -330,19 +332,22 @@ def evaluate_one(store: Store, run: RunSpec, execution: ExecSpec) -> dict[str, A
     if not store.weights_path(run_id).exists():
         raise StoreError(f"{store.weights_path(run_id)}: missing: the run is done, but its final weights are gone")
     from hybrid.data import open_data
-    from hybrid.evals.nll import evaluate_nll
+    from hybrid.evals.nll import evaluate_nll, evaluation_batch_size
     from hybrid.train.checkpoint import load_final_weights
-    from hybrid.train.loop import build_model
+    from hybrid.train.loop import build_model, numerics
 
-    model = build_model(run, execution)
-    load_final_weights(store.weights_path(run_id), model)
+    data = open_data(run.data, run.seq_len, store.data_root)
     began = time.monotonic()
-    result = evaluate_nll(
-        model,
-        open_data(run.data, run.seq_len, store.data_root),
-        max_examples=spec.max_examples,
-        batch_size=execution.microbatch or max(1, _EVAL_TOKENS // run.seq_len),
-    )
+    with numerics(execution, run.init_seed):
+        model = build_model(run, execution)
+        load_final_weights(store.weights_path(run_id), model)
+        result = evaluate_nll(
+            model,
+            data,
+            max_examples=spec.max_examples,
+            batch_size=evaluation_batch_size(execution, run.seq_len),
+            dtype=run.dtype,
+        )
     store.publish_eval_record(
         run_id,
         eval_id,

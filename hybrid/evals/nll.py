@@ -16,11 +16,13 @@ from hybrid.data import NOT_SCORED, Batch, DataSource
 from hybrid.data.recall import RecallData
 from hybrid.data.stdlib import StdlibData
 from hybrid.model import LanguageModel, scored_loss
+from hybrid.spec import ExecSpec
 
 ENDLESS_SPLIT_EXAMPLES: Final = 16384
 """How many sequences stand for the whole split of data that are made, not stored."""
 
 _BYTE_TOKENS: Final = 256
+_TOKENS_A_PASS: Final = 16384
 
 
 @final
@@ -52,6 +54,11 @@ def batch_loss(model: LanguageModel, batch: Batch, device: torch.device) -> tupl
     targets_S = targets_BL[scored_BL]
     logits_SV = model(inputs_BL, scored_BL.to(device, non_blocking=True))
     return scored_loss(logits_SV, targets_S.to(device, non_blocking=True))
+
+
+def evaluation_batch_size(execution: ExecSpec, seq_len: int) -> int:
+    """Sequences in a forward pass without gradients: the microbatch if one is set, else some thousands of tokens."""
+    return execution.microbatch or max(1, _TOKENS_A_PASS // seq_len)
 
 
 def evaluate_nll(

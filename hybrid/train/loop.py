@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from hybrid.data import NOT_SCORED, Batch, DataSource
-from hybrid.evals.nll import NllResult, autocast, batch_loss, evaluate_nll
+from hybrid.evals.nll import NllResult, autocast, batch_loss, evaluate_nll, evaluation_batch_size
 from hybrid.model import LanguageModel
 from hybrid.spec import ConfigError, ExecSpec, RunSpec, StopSpec
 from hybrid.train.checkpoint import Checkpoint, CheckpointStore
@@ -51,6 +51,9 @@ class Observer(Protocol):
 
     def tick(self, step: int, loss: float | None, tokens_per_s: float) -> None:
         """After every step; `tokens_per_s` is the mean since the start or the resume."""
+
+    def sync(self) -> None:
+        """Before a checkpoint is written: the lines so far must outlive a loss of power as it will."""
 
 
 class Interrupted(Exception):
@@ -104,7 +107,7 @@ def train(
 
     Raises Interrupted if the observer asked for it, after saving; OSError if a checkpoint cannot be written or read.
     """
-    with _numerics(spec, execution):
+    with numerics(execution, spec.init_seed):
         return _Training(spec, execution, data, checkpoints, observer).run()
 
 
@@ -294,7 +297,7 @@ class _Training:
             self.model,
             self.data,
             max_examples=max_examples,
-            batch_size=self.execution.microbatch or self.spec.batch_size,
+            batch_size=evaluation_batch_size(self.execution, self.spec.seq_len),
             dtype=self.spec.dtype,
         )
 
@@ -359,6 +362,7 @@ class _Training:
             },
             "progress": self.progress.state(),
         }
+        self.observer.sync()
         self.checkpoints.save(state, self.progress.step)
         self.saved_s = time.monotonic()
 
@@ -412,7 +416,7 @@ def _device(execution: ExecSpec) -> torch.device:
 
 
 @contextmanager
-def _numerics(spec: RunSpec, execution: ExecSpec) -> Iterator[None]:
+def numerics(execution: ExecSpec, seed: int) -> Iterator[None]:
     """Threads, determinism and random state of a run; the process has its own back afterwards."""
     device = _device(execution)
     threads = torch.get_num_threads()
@@ -423,7 +427,7 @@ def _numerics(spec: RunSpec, execution: ExecSpec) -> Iterator[None]:
             torch.set_num_threads(execution.threads)
             if device.type == "cpu":
                 torch.use_deterministic_algorithms(True)
-            torch.manual_seed(spec.init_seed)
+            torch.manual_seed(seed)
             yield
         finally:
             torch.set_num_threads(threads)

@@ -126,6 +126,7 @@ class Recorder:
         self.total_steps = -1
         self.step = 0
         self.ticks: list[tuple[int, float | None]] = []
+        self.synced_lines: list[int] = []
         self._stop_at, self._crash_at = stop_at, crash_at
 
     def start(self, start_step: int, total_steps: int) -> None:
@@ -133,6 +134,9 @@ class Recorder:
 
     def metrics(self, line: Line) -> None:
         self.lines.append(line)
+
+    def sync(self) -> None:
+        self.synced_lines.append(len(self.lines))
 
     def tick(self, step: int, loss: float | None, tokens_per_s: float) -> None:
         self.step = step
@@ -396,7 +400,8 @@ def test_a_stop_is_at_the_step_it_was_asked_after(tmp_path: Path) -> None:
     spec = run_of()
     store = CheckpointStore(tmp_path, run_id="0123456789ab", attempt=1)
     with pytest.raises(Interrupted, match="stopped at step 3: asked to") as caught:
-        train(spec, EXECUTION, data=data_of(spec), checkpoints=store, observer=Recorder(stop_at=3))
+        train(spec, EXECUTION, data=data_of(spec), checkpoints=store, observer=(recorder := Recorder(stop_at=3)))
+    assert recorder.synced_lines == [len(recorder.lines)]
     assert (caught.value.reason, caught.value.step) == ("asked to", 3)
     assert [path.name for path in tmp_path.iterdir()] == ["step00000003-a001.ckpt"]
 

@@ -1,3 +1,4 @@
+import contextlib
 import json
 import os
 import signal
@@ -232,9 +233,9 @@ def test_a_run_killed_outright_resumes_and_ends_like_one_that_was_not(tmp_path: 
     longer = tiny("budget.tokens=64000")
     run = run_id(longer.run)
     train(whole, longer)
+    checkpoints = killed.checkpoints_dir(run)
     for kills in (1, 2):
         process = run_py(*arguments, store=killed.root)
-        checkpoints = killed.checkpoints_dir(run)
         seen = set(checkpoints.glob("*.ckpt"))
         wait_for(lambda seen=seen: set(checkpoints.glob("*.ckpt")) - seen)
         os.killpg(process.pid, signal.SIGKILL)
@@ -276,6 +277,13 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "-l", str(directory)], check=True)
 
 
+def fill(path: Path) -> None:
+    """Write until the disk is full."""
+    with contextlib.suppress(OSError), open(path, "wb", buffering=0) as file:
+        while True:
+            file.write(b"x" * 4096)
+
+
 def test_a_full_disk_fails_the_run_as_io_and_keeps_what_was_recorded(small_disk: Path, tiny) -> None:
     store = Store(small_disk / "store")
     store.prepare()
@@ -283,12 +291,10 @@ def test_a_full_disk_fails_the_run_as_io_and_keeps_what_was_recorded(small_disk:
     finished = run_id(tiny().run)
     before = store.record_path(finished).read_bytes()
     (small_disk / "ballast").write_bytes(b"x" * 4096)
-    with pytest.raises(OSError, match="."), open(small_disk / "more", "wb", buffering=0) as file:
-        while True:
-            file.write(b"x" * 4096)
+    fill(small_disk / "more")
     (small_disk / "ballast").unlink()
     other = tiny("init_seed=2")
-    with pytest.raises(OSError, match="."):
+    with pytest.raises(OSError, match="No space left"):
         train(store, other)
     assert store.status(run_id(other.run)) in ("failed", "lost", "new")
     assert store.record(run_id(other.run)) is None
