@@ -9,7 +9,7 @@ TORCH := $(shell grep '^torch==' constraints.txt)
 # Each test process gets one thread; pytest-xdist uses the cores.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help demo demo-full install test test-slow test-gpu lint types check bench clean
+.PHONY: help demo demo-full install test lint types check bench clean
 
 help:  ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -37,12 +37,6 @@ demo-full: .venv/ready  ## the demo with more seeds and more steps
 
 test: .venv/ready-dev  ## the tests
 	$(BIN)/python -m pytest -n auto
-
-test-slow: .venv/ready-dev  ## the tests that take minutes
-	$(BIN)/python -m pytest -n auto -m slow
-
-test-gpu: .venv/ready-dev  ## the tests that need a GPU
-	$(BIN)/python -m pytest -m gpu
 
 lint: .venv/ready-dev  ## ruff: format and lint
 	$(BIN)/ruff format --check .

@@ -118,7 +118,8 @@ def full_block_forward_flops(block: BlockSpec, d_model: int, seq_len: int) -> in
     """Forward of one sample of `seq_len` tokens, in the full convention.
 
     The SSD works in chunks of Q = min(FULL_SSD_CHUNK, seq_len): scores C B^T once a group, their
-    product with the inputs, chunk states, and the output from the carried state. Exact where Q divides seq_len.
+    product with the inputs, and, where there are several chunks, their states and the output from the carried state.
+    Exact where Q divides seq_len.
     """
     match block.mixer:
         case AttentionSpec() as a:
@@ -128,7 +129,8 @@ def full_block_forward_flops(block: BlockSpec, d_model: int, seq_len: int) -> in
             d_conv_in = m.d_ssm + 2 * m.n_groups * m.d_state
             projections = 2 * d_model * (2 * m.d_ssm + d_conv_in + m.n_heads)
             convolution = 2 * m.d_conv * d_conv_in
-            scan = 2 * chunk * (m.n_groups * m.d_state + m.d_ssm) + 4 * m.d_ssm * m.d_state
+            carried = 4 * m.d_ssm * m.d_state if seq_len > chunk else 0
+            scan = 2 * chunk * (m.n_groups * m.d_state + m.d_ssm) + carried
             mixer = projections + convolution + scan
         case _ as never:
             assert_never(never)

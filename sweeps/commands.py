@@ -19,7 +19,7 @@ from sweeps.identity import run_id
 from sweeps.launch import End, Launcher
 from sweeps.plan import as_json, as_text, make_plan, missing
 from sweeps.progress import say
-from sweeps.store import Cell, Store, StoreError
+from sweeps.store import FINAL, Cell, Store, StoreError
 from sweeps.worker import evaluate_one, explain_failure
 
 EXIT_OK = 0
@@ -163,7 +163,7 @@ def _damage(store: Store, run: CellRun) -> str:
 
 
 def _report_ends(ends: Sequence[End], *, asked: int, request: str | None, stored: Path | None) -> int:
-    bad = [end for end in ends if end.status in ("failed", "interrupted")]
+    bad = [end for end in ends if end.status not in FINAL]
     for end in ends:
         if end.status == "diverged":
             say(f"diverged (recorded as a result): {end.cell.cell.name} {end.cell.cell.run_id}")
@@ -177,7 +177,7 @@ def _report_ends(ends: Sequence[End], *, asked: int, request: str | None, stored
             else "table: python -m analysis tables latest"
         )
         say(f"\n{said}; {hint}" + (f"; request: {stored}" if stored else ""))
-    if any(end.status == "interrupted" for end in bad) and not any(end.status == "failed" for end in bad):
+    if bad and all(end.status == "interrupted" for end in bad):
         return EXIT_INTERRUPTED
     return EXIT_SOME_FAILED if bad else EXIT_OK
 

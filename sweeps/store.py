@@ -125,7 +125,8 @@ class Store:
         if found != FORMAT:
             raise StoreError(
                 f"{path} says format {found}, this version reads format {FORMAT}: "
-                "use the version of hybrid-ablations that wrote the store, or another store with store.root=DIR. Nothing was changed"
+                "use the version of hybrid-ablations that wrote the store, or another store with store.root=DIR. "
+                "Nothing was changed"
             )
 
     def prepare(self) -> None:

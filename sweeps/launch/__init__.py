@@ -8,12 +8,15 @@ from typing import Literal
 from sweeps.cells import CellRun
 from sweeps.store import Store
 
-EndStatus = Literal["done", "diverged", "failed", "interrupted"]
+EndStatus = Literal["done", "diverged", "failed", "interrupted", "busy"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class End:
-    """What became of one cell's run; `message` says why where it did not come to a result."""
+    """What became of one cell's run; `message` says why where it did not come to a result.
+
+    "busy": another process is training it, and it was left alone.
+    """
 
     cell: CellRun
     status: EndStatus

@@ -26,7 +26,7 @@ class Inline(Launcher):
         except Interrupted as interrupted:
             return End(cell=cell, status="interrupted", message=str(interrupted))
         except Busy as busy:
-            return End(cell=cell, status="failed", message=str(busy))
+            return End(cell=cell, status="busy", message=str(busy))
         except Exception as error:
             return End(cell=cell, status="failed", message=explain_failure(error))
         return End(cell=cell, status="done" if status == "done" else "diverged")

@@ -108,25 +108,16 @@ def test_another_execution_of_the_same_run_has_the_same_id_and_nearly_the_same_c
         assert a[name] == pytest.approx(b[name], abs=2e-3)
 
 
-def test_of_two_copies_started_at_once_one_trains_and_the_other_leaves(store: Store, tiny) -> None:
-    longer = tiny("budget.tokens=64000")
-    endings: list[str] = []
-    barrier = threading.Barrier(2)
-
-    def copy() -> None:
-        barrier.wait()
-        try:
-            endings.append(train(store, longer))
-        except Busy:
-            endings.append("busy")
-
-    threads = [threading.Thread(target=copy) for _ in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert sorted(endings) == ["busy", "done"]
-    assert store.last_attempt(run_id(longer.run)) == 1
+def test_of_two_processes_that_race_for_a_run_one_trains_and_the_other_leaves(tmp_path: Path, run_py, tiny) -> None:
+    arguments = (*TINY, "budget.tokens=128000")
+    processes = [run_py(*arguments) for _ in range(2)]
+    errors = [process.communicate()[1] for process in processes]
+    assert sorted(process.returncode for process in processes) == [0, 1], errors
+    assert sum("is being trained by" in error for error in errors) == 1
+    store = Store(tmp_path / "store")
+    run = run_id(tiny("budget.tokens=128000").run)
+    assert store.status(run) == "done"
+    assert store.last_attempt(run) == 1
 
 
 def test_a_lease_that_stands_still_is_waited_out_and_then_taken_over(store: Store, tiny) -> None:
