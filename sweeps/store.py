@@ -19,7 +19,6 @@ import errno
 import json
 import os
 import socket
-import stat
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -29,6 +28,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeGuard
 
 from hybrid.decode import canonical_json, digest
+from hybrid.durable import inherit_group_write, make_dir, sync_dir
 from hybrid.spec import RunSpec
 from sweeps.identity import run_id as identify
 
@@ -238,7 +238,7 @@ class Store:
             os.mkdir(directory)
         except FileExistsError:
             return None
-        _inherit_group_write(directory)
+        inherit_group_write(directory)
         return Attempt(run_id=run_id, number=after + 1, directory=directory)
 
     def job(self, run_id: str, number: int) -> dict[str, Any] | None:
@@ -388,34 +388,6 @@ def write_synced(path: Path, text: str) -> None:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
-
-
-def sync_dir(path: Path) -> None:
-    """Wait until the directory's entries are on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def make_dir(path: Path) -> None:
-    """Make a directory and its parents; a new one in a group-writable directory is group-writable too."""
-    if path.is_dir():
-        return
-    make_dir(path.parent)
-    try:
-        os.mkdir(path)
-    except FileExistsError:
-        return
-    _inherit_group_write(path)
-
-
-def _inherit_group_write(path: Path) -> None:
-    """The umask of one user must not lock the others of a team out of a group-writable store."""
-    parent, mode = os.stat(path.parent).st_mode, os.stat(path).st_mode
-    if parent & stat.S_IWGRP and not mode & stat.S_IWGRP:
-        os.chmod(path, stat.S_IMODE(mode) | stat.S_IRWXG | (parent & stat.S_ISGID))
 
 
 def _read_text(path: Path) -> str | None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 HEAVY = ("torch", "hydra", "omegaconf", "pandas", "numpy", "scipy", "matplotlib", "submitit", "rich")
-TORCH_FREE = ("spec", "decode", "config", "layout", "cost", "budget", "corpus")
+TORCH_FREE = ("spec", "decode", "config", "layout", "cost", "budget", "corpus", "durable")
 
 
 def imports(path: Path) -> set[str]:

@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 
 from hybrid.corpus import Document, fingerprint, read_stdlib
 from hybrid.data.split import MIN_SIMILARITY, SHINGLE_WORDS, near_duplicate_clusters, split
+from hybrid.durable import make_dir, sync_dir
 from hybrid.spec import ConfigError, StdlibSpec
 
 BOS: Final = 256
@@ -164,17 +165,17 @@ def _publish(directory: Path, spec: StdlibSpec, files: dict[str, bytes]) -> None
     """Puts `files` in place as `directory`, whole or not at all, unless another process was first."""
     temporary = _hidden_sibling(directory)
     try:
-        directory.parent.mkdir(parents=True, exist_ok=True)
-        temporary.mkdir()
+        make_dir(directory.parent)
+        make_dir(temporary)
         _remove_abandoned(temporary)
         for name, content in files.items():
             with open(temporary / name, "wb") as file:
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
-        _sync(temporary)
+        sync_dir(temporary)
         _put_in_place(temporary, directory, spec)
-        _sync(directory.parent)
+        sync_dir(directory.parent)
     except OSError as error:
         size = sum(map(len, files.values())) / 1e6
         raise OSError(
@@ -213,11 +214,3 @@ def _remove_abandoned(own: Path) -> None:
         with contextlib.suppress(FileNotFoundError):
             if now - path.stat().st_mtime > _ABANDONED_AFTER_S:
                 shutil.rmtree(path, ignore_errors=True)
-
-
-def _sync(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

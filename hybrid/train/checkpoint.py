@@ -9,7 +9,6 @@ renamed, and the directory synced. Older ones go only after that.
 """
 
 import contextlib
-import errno
 import hashlib
 import json
 import logging
@@ -25,6 +24,7 @@ import safetensors.torch
 import torch
 from torch import nn
 
+from hybrid.durable import make_dir, sync_dir
 from hybrid.spec import ConfigError
 
 _LOGGER: Final = logging.getLogger(__name__)
@@ -77,7 +77,7 @@ class CheckpointStore:
         `state`: what `torch.load` reads with weights_only: tensors, numbers, texts, and lists and dicts of them.
         Raises OSError if it cannot be written; all that was there before then still is.
         """
-        self._directory.mkdir(parents=True, exist_ok=True)
+        make_dir(self._directory)
         path = self._directory / f"step{step:08d}-a{self._attempt:03d}.ckpt"
         with _replacing(path, self._temporary(path)) as file:
             header = {"format": _FORMAT, "version": _VERSION, "run_id": self._run_id}
@@ -157,7 +157,7 @@ class CheckpointStore:
 def save_final_weights(path: Path, model: nn.Module) -> None:
     """Export the model's parameters as safetensors: whole under its name, or not there. Raises OSError."""
     tensors = {name: parameter.detach().contiguous() for name, parameter in model.named_parameters()}
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_dir(path.parent)
     temporary = path.with_name(f".{path.name}-{socket.gethostname()}-{os.getpid()}.tmp")
     with _replacing(path, temporary) as file:
         file.write(safetensors.torch.save(tensors))
@@ -280,16 +280,4 @@ def _replacing(path: Path, temporary: Path) -> Iterator[BinaryIO]:
         with contextlib.suppress(OSError):
             temporary.unlink()
         raise
-    _sync_directory(path.parent)
-
-
-def _sync_directory(directory: Path) -> None:
-    handle = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    except OSError as error:
-        # Some network file systems cannot sync a directory, and say so like this; others make renames durable anyway.
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
-            raise
-    finally:
-        os.close(handle)
+    sync_dir(path.parent)

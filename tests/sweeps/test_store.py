@@ -88,7 +88,7 @@ def test_a_process_killed_at_any_moment_of_publishing_leaves_no_record_or_a_whol
             return call
 
         for name in ("link", "unlink", "fsync", "open", "close"):
-            setattr(store.os, name, dying(getattr(os, name)))
+            setattr(os, name, dying(getattr(os, name)))
         store.open = dying(open)
         store.publish(Path(sys.argv[1]), "{" + " " * 50_000 + "}")
         """
