@@ -39,9 +39,19 @@ class _Live:
 
 
 @dataclass
+class _Elsewhere:
+    """A cell that another process trains, and when its counter was last seen to move."""
+
+    cell: CellRun
+    counter: str | None
+    since: float
+
+
+@dataclass
 class _State:
     waiting: deque[CellRun]
-    elsewhere: list[CellRun] = field(default_factory=list)
+    elsewhere: list[_Elsewhere] = field(default_factory=list)
+    overdue: set[str] = field(default_factory=set)
     live: list[_Live] = field(default_factory=list)
     ends: list[End] = field(default_factory=list)
 
@@ -92,8 +102,8 @@ class LocalProcesses(Launcher):
         status = store.status(cell.cell.run_id)
         if is_final(status):
             self._end(state, progress, End(cell=cell, status=status), "by another process")
-        elif status == "running":
-            state.elsewhere.append(cell)
+        elif status == "running" and cell.cell.run_id not in state.overdue:
+            self._put_aside(state, store, cell)
         else:
             ours, theirs = context.Pipe()
             arguments = (theirs, store, cell.resolved.run, cell.resolved.execution)
@@ -102,17 +112,34 @@ class LocalProcesses(Launcher):
             theirs.close()
             state.live.append(_Live(cell=cell, process=process, pipe=ours, began=time.monotonic()))
 
+    def _put_aside(self, state: _State, store: Store, cell: CellRun) -> None:
+        run_id = cell.cell.run_id
+        counter = store.heartbeat(run_id, store.last_attempt(run_id))
+        state.elsewhere.append(_Elsewhere(cell=cell, counter=counter, since=time.monotonic()))
+
     def _look_elsewhere(self, state: _State, store: Store, progress: SweepProgress) -> None:
-        """What was put aside is either still trained, or ended (then counted), or free again (then ours)."""
+        """What was put aside is either still trained, or ended (then counted), or free again (then ours).
+
+        A counter that has stood still for a lease may be that of a process that died where this host cannot see it:
+        a process of ours then waits the lease out, and takes the run over or finds it alive.
+        """
         still = []
-        for cell in state.elsewhere:
-            status = store.status(cell.cell.run_id)
+        for aside in state.elsewhere:
+            run_id = aside.cell.cell.run_id
+            status = store.status(run_id)
             if is_final(status):
-                self._end(state, progress, End(cell=cell, status=status), "by another process")
-            elif status == "running":
-                still.append(cell)
+                self._end(state, progress, End(cell=aside.cell, status=status), "by another process")
+                continue
+            counter = store.heartbeat(run_id, store.last_attempt(run_id))
+            if counter != aside.counter:
+                aside.counter, aside.since = counter, time.monotonic()
+            if status != "running":
+                state.waiting.append(aside.cell)
+            elif time.monotonic() - aside.since > aside.cell.resolved.execution.lease_s:
+                state.overdue.add(run_id)
+                state.waiting.append(aside.cell)
             else:
-                state.waiting.append(cell)
+                still.append(aside)
         state.elsewhere = still
 
     def _collect(self, state: _State, store: Store, progress: SweepProgress) -> None:
@@ -130,7 +157,8 @@ class LocalProcesses(Launcher):
             live.pipe.close()
             state.live.remove(live)
             if live.process.exitcode == EXIT_BUSY:
-                state.elsewhere.append(live.cell)
+                state.overdue.discard(live.cell.cell.run_id)
+                self._put_aside(state, store, live.cell)
                 continue
             end = _end_of(live, store)
             self._end(state, progress, end, f"in {time.monotonic() - live.began:.0f} s")
@@ -156,7 +184,7 @@ class LocalProcesses(Launcher):
                 live.process.kill()
                 live.process.join()
         self._collect(state, store, progress)
-        left = [*state.waiting, *state.elsewhere]
+        left = [*state.waiting, *(aside.cell for aside in state.elsewhere)]
         state.ends += [End(cell=cell, status="interrupted", message="not begun") for cell in left]
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from sweeps.store import Store
+from sweeps.store import Store, publish, this_process
 
 from .conftest import REPO, TINY, wait_for
 
@@ -139,6 +139,21 @@ def test_two_sweeps_of_the_same_cells_in_the_same_second_do_no_harm(tmp_path: Pa
     store = Store(tmp_path / "store")
     assert list(attempts(store).values()) == [1, 1, 1, 1]
     assert len(store.requests()) == 1
+
+
+def test_a_sweep_takes_over_what_died_where_it_cannot_be_seen(tmp_path: Path, run_py, tiny) -> None:
+    store = Store(tmp_path / "store")
+    store.prepare()
+    run = store.publish_spec(tiny().run)
+    attempt = store.claim(run, 0)
+    assert attempt is not None
+    publish(attempt.directory / "job.json", json.dumps({**this_process(), "host": "elsewhere", "lease_s": 1}))
+    (attempt.directory / "heartbeat").write_text("5\n")
+    process = run_py("-m", *TINY, "init_seed=1,2")
+    _, err = process.communicate()
+    assert process.returncode == 0, err
+    assert "2 of 2 cells finished" in err
+    assert store.last_attempt(run) == 2
 
 
 def test_ctrl_c_saves_everything_and_says_how_to_go_on(tmp_path: Path, run_py) -> None:
