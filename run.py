@@ -2,15 +2,17 @@
 
 import os
 import sys
+import traceback
 
 import hydra
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from hybrid.spec import ConfigError
 from sweeps.commands import guarded, run_single
-from sweeps.compose import explain
+from sweeps.compose import Composer, diagnose, explain
 from sweeps.launch.inline import Inline
 
 
@@ -31,13 +33,34 @@ def main() -> int:
     def compose_and_go() -> int:
         try:
             single()
-        except (HydraException, OmegaConfBaseException) as error:
-            if wants_traceback:
+        except Exception as error:
+            if wants_traceback or not _is_hydras(error):
                 raise
-            raise ConfigError(explain(error)) from error
+            raise _in_our_words(error) from error
         return 0
 
     return guarded(compose_and_go)
+
+
+def _in_our_words(error: Exception) -> ConfigError:
+    """Hydra stops at the first mistake; ours says all of them, with what would do, where it understands them."""
+    try:
+        with Composer() as composer:
+            diagnose([argument for argument in sys.argv[1:] if not argument.startswith("-")], composer)
+    except ConfigError as found:
+        return found
+    except Exception as other:
+        if not _is_hydras(other):
+            raise
+    return ConfigError(explain(error))
+
+
+def _is_hydras(error: Exception) -> bool:
+    """Whether Hydra could not read what was typed, or a file of conf/: then a traceback would help nobody."""
+    if isinstance(error, HydraException | OmegaConfBaseException | YAMLError | UnicodeDecodeError):
+        return True
+    raised_in = traceback.extract_tb(error.__traceback__)[-1].filename
+    return os.path.dirname(hydra.__file__) in raised_in or "hydra_plugins" in raised_in
 
 
 if __name__ == "__main__":

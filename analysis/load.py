@@ -130,7 +130,8 @@ class Results:
 def find_request(requests: Sequence[Request], name: str, overrides: Sequence[str]) -> Request:
     """The stored request that a user means by a sweep's name (or `latest`) and overrides, in any order.
 
-    Raises ConfigError, listing what there is, if none or several fit.
+    `requests` come in the order in which they were last asked for. Raises ConfigError, listing what there is, if none
+    or several fit.
     """
     if not requests:
         raise ConfigError("store: no request yet; run a sweep first, such as `python run.py -m +sweep=demo`")
@@ -138,15 +139,14 @@ def find_request(requests: Sequence[Request], name: str, overrides: Sequence[str
     if not named:
         known = {request.sweep for request in requests} | {LATEST}
         raise ConfigError(f"request = {name}: no such request in the store{did_you_mean(name, known)}")
-    by_age = sorted(named, key=lambda request: (request.created_at, request.overrides))
     if name == LATEST and not overrides:
-        return by_age[-1]
-    newest = {tuple(sorted(request.overrides)): request for request in by_age}
+        return named[-1]
+    newest = {tuple(sorted(request.overrides)): request for request in named}
     exact = newest.get(tuple(sorted(overrides)))
     if exact is not None:
         return exact
     if not overrides and len(newest) == 1:
-        return by_age[-1]
+        return named[-1]
     listing = [f"  {request.sweep} {' '.join(request.overrides)}".rstrip() for request in newest.values()]
     if overrides:
         problem = f"overrides = {' '.join(overrides)}: {name} was never asked for with these; expected those of one of"

@@ -189,7 +189,9 @@ def estimate_table(results: Results, metric: str) -> Table[Group]:
                 key="val_bits_per_byte", header="bits per byte", value=_bits_per_byte, fmt=_four_digits, better="lower"
             )
         )
-        footnotes.append("Bits per byte: validation loss / ln 2; the bos and eos of a document count as bytes.")
+        footnotes.append(
+            "Bits per byte: the loss of all tokens, document borders included, over the number of bytes among them."
+        )
     if metric != "wall_s":
         columns.append(
             _mean_column("wall_s", "wall s", lambda cell: cell.number("wall_s"), fmt=_three_digits, diverged=False)
@@ -551,8 +553,8 @@ def _spent_flops(cell: CellResult) -> float | None:
 
 
 def _bits_per_byte(group: Group) -> Value:
-    values = group.numbers(VAL_LOSS)
-    return fmean(values) / math.log(2) if values else None
+    values = group.numbers("val_bits_per_byte")
+    return fmean(values) if values else None
 
 
 def _share_a_run(a: Group, b: Group) -> bool:

@@ -1,12 +1,14 @@
 """Whole numbers from budgets: tokens to whole batches, depth from a parameter count."""
 
 import re
+from decimal import Decimal
 
 from hybrid.cost import block_params
 from hybrid.layout import Ratio, attention_blocks
 from hybrid.spec import BlockSpec, ConfigError
 
 _SUFFIX = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9, "t": 10**12}
+_MOST = 10**30
 _NUMBER = re.compile(r"([0-9][0-9_]*(?:\.[0-9]+)?(?:e[+-]?[0-9]+)?)\s*([kmbt]?)", re.IGNORECASE)
 
 
@@ -27,10 +29,9 @@ def parse_count(value: object, where: str) -> int:
         case str():
             found = _NUMBER.fullmatch(value.strip())
             if found:
-                digits = found[1].replace("_", "")
-                exact = float(digits) * _SUFFIX[found[2].lower()]
-                if exact.is_integer():
-                    number = int(digits) * _SUFFIX[found[2].lower()] if digits.isdigit() else int(exact)
+                exact = Decimal(found[1].replace("_", "")) * _SUFFIX[found[2].lower()]
+                if exact < _MOST and exact == exact.to_integral_value():
+                    number = int(exact)
         case _:
             pass
     if number is None or number < 1:

@@ -36,10 +36,11 @@ from hybrid.spec import (
 
 R = TypeVar("R")
 Count = Any  # a whole number as users write it: 2048, 6e10, "60B"
+_DEEPEST, _LARGEST = 10_000, 10_000_000
 PLACEMENT_NAMES = ("front", "middle", "end")
 
 # Settings that say where and how, not what: they never reach a RunSpec, and the command line's entry points own them.
-SURROUNDINGS = ("mode", "plan", "store", "sweep", "request", "evals", "hydra")
+SURROUNDINGS = ("mode", "plan", "store", "sweep", "hydra")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -223,7 +224,11 @@ def _check_widths(model: ModelConfig) -> None:
         sizes["model.depth"] = model.depth
     if model.ffn is not None:
         sizes["model.ffn.d_ffn"] = model.ffn.d_ffn
-    problems = [f"{where} = {size}: expected at least 1" for where, size in sizes.items() if size < 1]
+    problems = [
+        f"{where} = {size}: expected from 1 to {_LARGEST}" for where, size in sizes.items() if not 1 <= size <= _LARGEST
+    ]
+    if (model.depth or model.reference_depth) > _DEEPEST:
+        problems.append(f"model.depth = {model.depth or model.reference_depth}: expected at most {_DEEPEST} blocks")
     if problems:
         raise ConfigError(problems)
     if a.n_heads % a.n_kv_heads:
@@ -365,6 +370,9 @@ def _length(config: Config, tokens: int, batch_tokens: int) -> tuple[int, Trapez
 
     warmup = part("warmup", schedule.warmup_tokens, schedule.warmup_fraction)
     cooldown = part("cooldown", schedule.cooldown_tokens, schedule.cooldown_fraction)
+    both_fractions = schedule.warmup_tokens is None and schedule.cooldown_tokens is None
+    if both_fractions and schedule.warmup_fraction + schedule.cooldown_fraction <= 1:
+        cooldown = min(cooldown, train_tokens - warmup)  # both may have been rounded up
     if warmup + cooldown > train_tokens:
         raise ConfigError(
             f"schedule: warmup of {warmup} and cooldown of {cooldown} tokens: expected together at most the "

@@ -98,7 +98,7 @@ def _decode_scalar(kind: Any, value: object, where: str, problems: list[str]) ->
         return _fail(problems, where, value, "a whole number")
     if kind is float:
         if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
-            return float(value)
+            return float(value) + 0.0  # -0.0, which equals 0.0, is spelt the same
         return _fail(problems, where, value, "a finite number")
     if kind is str:
         return value if isinstance(value, str) else _fail(problems, where, value, "a text")
@@ -133,7 +133,7 @@ def _decode_union(members: tuple[Any, ...], value: object, where: str, problems:
 
 def _decode_dataclass(kind: type, value: object, where: str, problems: list[str]) -> Any:
     if not isinstance(value, Mapping):
-        return _fail(problems, where, value, f"the settings of {_describe(kind)}: {', '.join(_fields(kind))}")
+        return _fail(problems, where, value, f"settings: {', '.join(_fields(kind))}")
     fields = _fields(kind)
     own_kind, found_before = _kind_of(kind), len(problems)
     for key, given in value.items():
@@ -172,8 +172,25 @@ def _show(value: object) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
+_WORDS: dict[Any, str] = {
+    int: "a whole number",
+    float: "a number",
+    str: "a text",
+    bool: "true or false",
+    type(None): "null",
+    Any: "a value",
+}
+
+
 def _describe(kind: Any) -> str:
-    names = {int: "a whole number", float: "a number", str: "a text", bool: "true or false", type(None): "null"}
+    names = {
+        int: "a whole number",
+        float: "a number",
+        str: "a text",
+        bool: "true or false",
+        type(None): "null",
+        Any: "a value",
+    }
     if kind in names:
         return names[kind]
     if typing.get_origin(kind) in (Union, types.UnionType):

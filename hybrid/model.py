@@ -10,21 +10,19 @@ Shapes: B batch, L length, D d_model, V vocabulary, S scored positions; "..." an
 
 import math
 from dataclasses import dataclass
-from typing import Any, Literal, final
+from typing import Any, final
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from hybrid.data.base import NOT_SCORED
 from hybrid.ffn import Swiglu
 from hybrid.init import Initializer
 from hybrid.mixers import build_mixer
 from hybrid.norm import RMSNorm
 from hybrid.spec import BlockSpec, ModelSpec
-
-NOT_SCORED = -100
-"""The target of a position whose prediction is not counted."""
 
 
 @final
@@ -73,7 +71,7 @@ class LanguageModel(nn.Module):
     """The module of a `ModelSpec`; its parameters are set by `init_weights` or `load_state_dict`, not before.
 
     There are no buffers, so that a model built on the meta device needs `to_empty` and its parameters, nothing
-    else. `kernels`: "torch" is plain PyTorch, "auto" the fastest there is for the device.
+    else.
     """
 
     def __init__(
@@ -81,12 +79,10 @@ class LanguageModel(nn.Module):
         spec: ModelSpec,
         *,
         ssd_chunk: int = 64,
-        kernels: Literal["torch", "auto"] = "auto",
         activation_checkpointing: bool = False,
     ) -> None:
         super().__init__()
         self.spec = spec
-        self.kernels = kernels
         self.activation_checkpointing = activation_checkpointing
         self.embedding = nn.Parameter(torch.empty(spec.vocab_size, spec.d_model))
         self.blocks = nn.ModuleList(

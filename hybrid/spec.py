@@ -271,19 +271,16 @@ class ExecSpec:
 
     `microbatch` is sequences per forward pass (null: the whole batch); `checkpoint_every_s` is wall
     time between checkpoints, `eval_every_tokens` the distance between validations during training (null: only
-    at the end) and `val_tokens` how much of the validation split they read; `lease_s` is how long a silent
-    copy of a run is given before another takes it over.
+    at the end); `lease_s` is how long a silent copy of a run is given before another takes it over.
     """
 
     device: str
-    kernels: Literal["torch", "auto"]
     microbatch: int | None
     threads: int
     ssd_chunk: int
     checkpoint_every_s: float
     log_every_steps: int
     eval_every_tokens: int | None
-    val_tokens: int
     heartbeat_s: float
     lease_s: float
     activation_checkpointing: bool

@@ -6,21 +6,26 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from hybrid.spec import ConfigError
 from sweeps.commands import EXIT_OK, guarded
+from sweeps.progress import say
 from sweeps.status import cells_text, choose_requests, diff_text, logs_text, requests_text, show_text
 from sweeps.store import Store
 
 _EPILOG = """examples:
   python -m sweeps status               every request, one line each
   python -m sweeps status demo          every cell of the newest request named demo
-  python -m sweeps show 3f2a            one run: what it is, what it cost, what it came to (the first digits of its
-  id do) python -m sweeps diff 3f2a 91bc       where two runs differ python -m sweeps logs 3f2a            what its
-  attempts logged
+  python -m sweeps show 3f2a            one run in full; the first digits of its id do
+  python -m sweeps diff 3f2a 91bc       where two runs differ
+  python -m sweeps logs 3f2a            what its attempts logged
 
 Sweeps are started with Hydra:
   python run.py -m +sweep=demo                 run what is missing
   python run.py -m +sweep=table4 mode=plan     stop at the plan
 """
+
+
+_DEFAULT_STORE = Path(os.environ.get("HYBRID_STORE", "store"))
 
 
 def parser() -> argparse.ArgumentParser:
@@ -33,9 +38,7 @@ def parser() -> argparse.ArgumentParser:
     )
     common = argparse.ArgumentParser(add_help=False)
     store_help = "the results store (default: $HYBRID_STORE, else ./store)"
-    common.add_argument(
-        "--store", type=Path, default=Path(os.environ.get("HYBRID_STORE", "store")), metavar="DIR", help=store_help
-    )
+    common.add_argument("--store", type=Path, default=_DEFAULT_STORE, metavar="DIR", help=store_help)
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     status = commands.add_parser("status", parents=[common], help="requests, or the cells of one")
     status.add_argument("request", nargs="?", help="a sweep's name; without it, every request")
@@ -57,6 +60,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     def command() -> int:
         store = Store(options.store)
         store.check_format()
+        if options.store != _DEFAULT_STORE and not options.store.is_dir():
+            raise ConfigError(f"--store {options.store}: there is no such directory")
+        for problem in store.damaged_requests():
+            say(f"warning: {problem}")
         print(_answer(store, options))
         return EXIT_OK
 

@@ -1,12 +1,15 @@
 """A request's cells: named rows x grid x seeds, each read into a run."""
 
+import contextlib
 import itertools
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
 
 from hybrid.config import Resolved, read_config
 from hybrid.decode import decode, did_you_mean
+from hybrid.layout import parse_ratio
 from hybrid.spec import ConfigError
 from sweeps.compose import Composer, Setting, as_override
 from sweeps.identity import cell_name, run_id, short_keys, show_value
@@ -14,11 +17,23 @@ from sweeps.store import Cell, Request, now
 
 UNNAMED = "unnamed"
 # Settings that change how a request is carried out, not which cells it has.
-_SURROUNDINGS = ("mode", "plan", "store", "exec", "hydra", "evals")
+_NOT_OF_A_CELL = ("mode", "plan", "store", "hydra")
+_SURROUNDINGS = (*_NOT_OF_A_CELL, "exec")
 _SEEDS = ("init_seed", "data_seed")
 _MAX_CELLS_NAMED = 4
 
 Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportConfig:
+    """What a sweep file says for its tables: see `python -m analysis tables --help`."""
+
+    title: str | None = None
+    caption: Any = None
+    metric: str | None = None
+    figure: Literal["survival", "curves"] | None = None
+    row_header: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +46,7 @@ class SweepConfig:
     rows: Any
     grid: Any
     at: Any
-    report: Any
+    report: ReportConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,11 +72,11 @@ def expand(arguments: Sequence[str], composer: Composer, *, stdlib_fingerprint: 
 
     Raises ConfigError with the problems of all cells at once, each said once with the cells that have it.
     """
-    settings = composer.parse(arguments)
+    settings = [_plain_if_there(setting, composer) for setting in composer.parse(arguments)]
     base = [s.text for s in settings if s.structural and not s.swept]
     config = composer.merge(base, [(s.key, s.values[0]) for s in settings if not s.structural and not s.swept])
     sweep = decode(SweepConfig, config["sweep"], "sweep")
-    name = sweep.name or UNNAMED
+    name = _name(sweep, settings)
     rows = _rows(sweep, name)
     seeds = _seeds(sweep.seeds)
     axes = _axes(sweep, settings, rows, seeds)
@@ -86,14 +101,28 @@ def expand(arguments: Sequence[str], composer: Composer, *, stdlib_fingerprint: 
             runs.append(CellRun(cell=cell, resolved=resolved, arguments=_alone(chosen)))
     if problems:
         raise ConfigError([_with_cells(problem, names) for problem, names in problems.items()])
+    if not runs:
+        raise ConfigError(f"sweep {name}: no cells are left: sweep.at leaves every row out here")
     request = Request(
         sweep=name,
         overrides=tuple(s.text for s in settings if not _is_surrounding(s)),
         created_at=now(),
-        report=sweep.report or {},
+        report={key: value for key, value in asdict(sweep.report).items() if value is not None},
         cells=tuple(run.cell for run in runs),
     )
     return Expansion(request=request, runs=tuple(runs), config=config)
+
+
+def _plain_if_there(setting: Setting, composer: Composer) -> Setting:
+    """`++key=value` of a key that is there means `key=value`, and is checked like it."""
+    if not setting.key.startswith("++") or composer.is_group(setting.key[2:]):
+        return setting
+    node: Any = composer.compose([])
+    for part in setting.key[2:].split("."):
+        if not isinstance(node, Mapping) or part not in node:
+            return setting
+        node = node[part]
+    return replace(setting, key=setting.key[2:], structural=False)
 
 
 def _is_surrounding(setting: Setting) -> bool:
@@ -112,12 +141,45 @@ def _with_cells(problem: str, names: list[str]) -> str:
     return f"{problem} [in {listed}{f' and {more} more' if more > 0 else ''}]"
 
 
+def _name(sweep: SweepConfig, settings: Sequence[Setting]) -> str:
+    chosen = [s for s in settings if s.key.lstrip("+") == "sweep"]
+    if any(s.swept or not isinstance(s.values[0], str) for s in chosen):
+        raise ConfigError(f"{chosen[0].text}: expected one sweep; ask for each on its own")
+    if sweep.name is None:
+        if chosen:
+            raise ConfigError(
+                f"{chosen[0].text}: its file says no sweep.name; expected one, such as {chosen[0].values[0]}"
+            )
+        return UNNAMED
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", sweep.name):
+        raise ConfigError(f"sweep.name = {sweep.name!r}: expected letters, digits, '_', '-' and '.'")
+    return sweep.name
+
+
+def _check_settings(where: str, settings: object) -> None:
+    """Raises ConfigError for what cannot be the settings of a row."""
+    if not isinstance(settings, Mapping):
+        raise ConfigError(f"{where} = {settings!r}: expected settings, such as {{model.ratio: 1:12}}")
+    problems = []
+    for key in settings:
+        if not isinstance(key, str) or not key:
+            problems.append(f"{where}: {key!r}: expected the name of a setting")
+        elif key.replace("/", ".").split(".")[0] in (*_NOT_OF_A_CELL, "sweep"):
+            problems.append(f"{where}.{key}: not a setting of a cell: give it on the command line, for all of them")
+    if problems:
+        raise ConfigError(problems)
+
+
 def _rows(sweep: SweepConfig, name: str) -> dict[str, Row]:
     rows = sweep.rows or {}
     where = f"sweep {name}"
-    if not isinstance(rows, Mapping) or not all(isinstance(row, Mapping) or row is None for row in rows.values()):
+    if not isinstance(rows, Mapping):
         raise ConfigError(f"{where}: rows = {rows!r}: expected names, each with its settings")
-    named = {show_value(label): row or {} for label, row in rows.items()}
+    for label, row in rows.items():
+        if not isinstance(label, str):
+            raise ConfigError(f"{where}: row {label!r}: expected a name in quotes (YAML reads a bare 1:12 as 72)")
+        _check_settings(f"{where}: row {label}", {} if row is None else row)
+    named = {label: row or {} for label, row in rows.items()}
     if sweep.name is not None and not named:
         raise ConfigError(f"{where}: rows is empty: expected at least one named row")
     if sweep.only is None:
@@ -153,7 +215,8 @@ def _axes(
 ) -> dict[str, tuple[Any, ...]]:
     """The grid, its values replaced where the command line sets the same key, and the command line's own axes."""
     grid = sweep.grid or {}
-    if not isinstance(grid, Mapping) or not all(isinstance(values, list) and values for values in grid.values()):
+    _check_settings("sweep.grid", grid)
+    if not all(isinstance(values, list) and values for values in grid.values()):
         raise ConfigError(f"sweep.grid = {grid!r}: expected settings, each with a list of at least one value")
     axes = {str(key): tuple(values) for key, values in grid.items()}
     row_keys = {key for row in rows.values() for key in row}
@@ -170,14 +233,26 @@ def _axes(
             )
         elif setting.swept or setting.key in axes:
             axes[setting.key] = setting.values
-        if setting.swept and _is_surrounding(setting):
+        if setting.swept and setting.key.startswith("sweep."):
+            listed = setting.text.partition("=")[2]
+            problems.append(f"{setting.text}: expected one value; for several write {setting.key}=[{listed}]")
+        elif setting.swept and _is_surrounding(setting):
             problems.append(f"{setting.text}: expected one value: it does not change what a run is")
+    axes = {key: tuple(_readable(key, value) for value in values) for key, values in axes.items()}
     for key, values in axes.items():
         if len({repr(value) for value in values}) < len(values):
             problems.append(f"{key} = {list(values)}: a value is repeated")
     if problems:
         raise ConfigError(problems)
     return axes
+
+
+def _readable(key: str, value: Any) -> Any:
+    """A ratio as people write it, whatever YAML made of it; other values as they are."""
+    if key.rpartition(".")[2] == "ratio":
+        with contextlib.suppress(ConfigError):
+            return str(parse_ratio(value))
+    return value
 
 
 def _settings(
@@ -203,7 +278,8 @@ def _settings(
         conditional = _conditional(sweep, row_name, composer.merge(structural, [*values, *after]))
         if conditional is None:
             return None
-        values = [*values, *conditional]
+        at_structural, at_values = _split(composer, conditional)
+        structural, values = [*structural, *at_structural], [*values, *at_values]
     return structural, [*values, *after]
 
 
@@ -220,13 +296,16 @@ def _conditional(sweep: SweepConfig, row_name: str, config: Mapping[str, Any]) -
             raise ConfigError(f"sweep.at.{condition}.{unknown[0]}: no such row{did_you_mean(unknown[0], row_names)}")
         value: Any = config
         for part in key.split("."):
-            value = value.get(part) if isinstance(value, Mapping) else None
+            if not isinstance(value, Mapping) or part not in value:
+                raise ConfigError(f"sweep.at.{condition}: there is no setting {key}; expected setting=value")
+            value = value[part]
         if show_value(value) != wanted:
             continue
         for label, settings in by_row.items():
             if show_value(label) == row_name:
                 if settings is None:
                     return None
+                _check_settings(f"sweep.at.{condition}.{row_name}", settings)
                 found += settings.items()
     return found
 

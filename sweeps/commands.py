@@ -3,6 +3,8 @@
 stdout is for what was asked for (tables, JSON); everything said on the way goes to stderr.
 """
 
+import os
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,21 +14,20 @@ from hybrid.config import Resolved, read_config
 from hybrid.cost import layout_of
 from hybrid.decode import decode
 from hybrid.layout import compact
-from hybrid.spec import ConfigError
+from hybrid.spec import ConfigError, HubSpec
 from sweeps.cells import UNNAMED, CellRun, Expansion, expand
 from sweeps.compose import Composer
 from sweeps.identity import run_id
-from sweeps.launch import End, Launcher
-from sweeps.plan import as_json, as_text, make_plan, missing
+from sweeps.launch import End, EndStatus, Launcher
+from sweeps.plan import PlannedCell, as_json, as_text, make_plan, missing
 from sweeps.progress import say
-from sweeps.store import FINAL, Cell, Store, StoreError
+from sweeps.store import Cell, Store, StoreError
 from sweeps.worker import evaluate_one, explain_failure
 
 EXIT_OK = 0
 EXIT_SOME_FAILED = 1
 EXIT_MISTAKE = 2
 EXIT_INTERRUPTED = 130
-_REPO = Path(__file__).resolve().parent.parent
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +41,7 @@ class PlanConfig:
 class StoreConfig:
     """The `store` settings; relative paths are taken from where the command was given."""
 
-    root: str
+    root: str | None
     checkpoints: str | None
     data: str | None
 
@@ -51,8 +52,10 @@ Mode = Literal["run", "plan", "eval"]
 def open_store(config: Mapping[str, Any]) -> Store:
     """The store that the configuration names. Raises StoreError where a newer version wrote it."""
     chosen = decode(StoreConfig, config["store"], "store")
+    if "" in (chosen.root, chosen.checkpoints, chosen.data):
+        raise ConfigError("store: a directory is empty text: expected a path, or null for the default")
     store = Store(
-        Path(chosen.root),
+        Path(chosen.root or os.environ.get("HYBRID_STORE", "store")),
         checkpoints=Path(chosen.checkpoints) if chosen.checkpoints else None,
         data=Path(chosen.data) if chosen.data else None,
     )
@@ -78,11 +81,14 @@ def guarded(command: Callable[[], int]) -> int:
 
 def run_request(arguments: Sequence[str], launcher: Launcher) -> int:
     """`python run.py -m ARGUMENTS`: plan the request's cells, and run or evaluate what is missing."""
+    launcher.check()
     with Composer() as composer:
         expansion = expand(arguments, composer, stdlib_fingerprint=_fingerprint)
     mode, plan_format, store = _surroundings(expansion.config)
     if mode == "plan":
         return _print_plan(expansion, store, plan_format)
+    if mode == "run":
+        _check_trainable(expansion.runs)
     store.prepare()
     if mode == "eval":
         return _evaluate(expansion.runs, store)
@@ -90,17 +96,20 @@ def run_request(arguments: Sequence[str], launcher: Launcher) -> int:
     plan = make_plan(expansion.runs, store)
     say(as_text(plan, title=_title(expansion)))
     damaged = [cell for cell in plan if cell.status == "damaged"]
-    queue = sorted((cell.run for cell in missing(plan) if cell.status != "damaged"), key=_seed_order(expansion))
+    queue = sorted((cell.run for cell in missing(plan)), key=_seed_order(expansion))
     if queue:
         say("")
     ends = launcher.launch(queue, store)
     ends += [End(cell=cell.run, status="failed", message=_damage(store, cell.run)) for cell in damaged]
-    return _report_ends(ends, asked=len(plan), request=expansion.request.sweep, stored=path)
+    code, finished = _report_ends(ends, plan)
+    say(f"\n{finished} of {len(plan)} cells finished; request: {path}\ntable: {_table_command(expansion, store)}")
+    return code
 
 
 def run_single(config: Mapping[str, Any], launcher: Launcher) -> int:
     """`python run.py ARGUMENTS`: one run into the same store, or its plan, or its evaluation."""
     mode, plan_format, store = _surroundings(config)
+    _check_no_sweep(config)
     resolved = read_config(config, stdlib_fingerprint=_fingerprint)
     name = _single_name(resolved)
     cell = Cell(name=name, row=name, axes={}, seed=None, run_id=run_id(resolved.run))
@@ -109,6 +118,8 @@ def run_single(config: Mapping[str, Any], launcher: Launcher) -> int:
     if mode == "plan":
         print(as_json(plan) if plan_format == "json" else as_text(plan, title=f"run {cell.run_id}"))
         return EXIT_OK
+    if mode == "run":
+        _check_trainable([run])
     store.prepare()
     if mode == "eval":
         return _evaluate([run], store)
@@ -116,7 +127,7 @@ def run_single(config: Mapping[str, Any], launcher: Launcher) -> int:
         raise StoreError(_damage(store, run))
     say(as_text(plan, title=f"run {cell.run_id}"))
     ends = launcher.launch([planned.run for planned in missing(plan)], store)
-    code = _report_ends(ends, asked=1, request=None, stored=None)
+    code, _ = _report_ends(ends, plan)
     if code == EXIT_OK:
         _print_result(store, run)
     return code
@@ -131,6 +142,16 @@ def _fingerprint() -> str:
 def _surroundings(config: Mapping[str, Any]) -> tuple[Mode, str, Store]:
     mode = decode(cast(Any, Mode), config["mode"], "mode")
     return mode, decode(PlanConfig, config["plan"], "plan").format, open_store(config)
+
+
+def _check_trainable(runs: Sequence[CellRun]) -> None:
+    """Raises ConfigError, before anything is spent, for data that this version cannot read."""
+    remote = {spec.name for spec in (run.resolved.run.data for run in runs) if isinstance(spec, HubSpec)}
+    if remote:
+        raise ConfigError(
+            f"data.name = {', '.join(sorted(remote))}: expected data that this version can train on: data=stdlib or "
+            "data=recall (scale=toy takes stdlib); with mode=plan the runs are planned and costed"
+        )
 
 
 def _title(expansion: Expansion) -> str:
@@ -156,30 +177,45 @@ def _seed_order(expansion: Expansion) -> Callable[[CellRun], int]:
 
 def _damage(store: Store, run: CellRun) -> str:
     try:
+        store.check_spec(run.cell.run_id, run.resolved.run)
         store.record(run.cell.run_id)
     except StoreError as error:
         return str(error)
     return "damaged"
 
 
-def _report_ends(ends: Sequence[End], *, asked: int, request: str | None, stored: Path | None) -> int:
-    bad = [end for end in ends if end.status not in FINAL]
-    for end in ends:
+def _check_no_sweep(config: Mapping[str, Any]) -> None:
+    """A single run has no rows and seeds of its own: they would be ignored."""
+    given = [f"sweep.{key} = {value!r}" for key, value in config["sweep"].items() if value]
+    if given:
+        raise ConfigError([f"{setting}: expected -m (python run.py -m ...), as this is one run" for setting in given])
+
+
+def _report_ends(ends: Sequence[End], plan: Sequence[PlannedCell]) -> tuple[int, int]:
+    """Say how every cell without a result ended, by name; gives the exit code and the number of finished cells."""
+    by_run = {end.cell.cell.run_id: end for end in ends}
+    bad: list[EndStatus] = []
+    for planned in plan:
+        cell, end = planned.run.cell, by_run.get(planned.run.cell.run_id)
+        if end is None:
+            continue
         if end.status == "diverged":
-            say(f"diverged (recorded as a result): {end.cell.cell.name} {end.cell.cell.run_id}")
-    for end in bad:
-        say(f"{end.status}: {end.cell.cell.name} {end.cell.cell.run_id}: {end.message}")
-    if request is not None:
-        said = f"{asked - len(bad)} of {asked} cells finished"
-        hint = (
-            f"table: python -m analysis tables {request}"
-            if request != UNNAMED
-            else "table: python -m analysis tables latest"
-        )
-        say(f"\n{said}; {hint}" + (f"; request: {stored}" if stored else ""))
-    if bad and all(end.status == "interrupted" for end in bad):
-        return EXIT_INTERRUPTED
-    return EXIT_SOME_FAILED if bad else EXIT_OK
+            say(f"diverged (recorded as a result): {cell.name} {cell.run_id}")
+        elif end.status != "done":
+            bad.append(end.status)
+            say(f"{end.status}: {cell.name} {cell.run_id}: {end.message}")
+    only_interrupted = all(status == "interrupted" for status in bad)
+    code = EXIT_OK if not bad else EXIT_INTERRUPTED if only_interrupted else EXIT_SOME_FAILED
+    return code, len(plan) - len(bad)
+
+
+def _table_command(expansion: Expansion, store: Store) -> str:
+    """The command that prints this request's table, as it can be pasted."""
+    request = expansion.request
+    overrides = [override for override in request.overrides if not override.lstrip("+").startswith("sweep=")]
+    root = [] if expansion.config["store"]["root"] is None else ["--store", str(store.root)]
+    name = request.sweep if request.sweep != UNNAMED else "latest"
+    return shlex.join(["python", "-m", "analysis", "tables", name, *(overrides if name != "latest" else []), *root])
 
 
 def _print_result(store: Store, run: CellRun) -> None:

@@ -66,7 +66,7 @@ class Composer:
         settings, problems = [], []
         for argument in arguments:
             try:
-                override = parser.parse_override(argument)
+                override = parser.parse_overrides([argument])[0]
                 key = override.get_key_element()
                 swept = override.is_sweep_override()
                 if swept and not override.is_discrete_sweep():
@@ -74,7 +74,9 @@ class Composer:
                 texts = [f"{key}={value}" for value in override.sweep_string_iterator()] if swept else [argument]
                 values = tuple(parser.parse_override(text).value() for text in texts)
             except HydraException as error:
-                problems.append(f"{argument}: {explain(error)}")
+                problems.append(
+                    f"{argument}: {explain(error)} (a value with spaces or brackets is quoted for the shell)"
+                )
                 continue
             except ConfigError as error:
                 problems += [f"{argument}: {problem}" for problem in error.problems]
@@ -104,7 +106,7 @@ class Composer:
         fact would miss what depends on them. Raises ConfigError for a key that is not there.
         """
         config, refers_to_itself = self._compose(tuple(overrides))
-        if refers_to_itself and values:
+        if values and (refers_to_itself or any("${" in str(value) for _, value in values)):
             return self.compose([*overrides, *(as_override(key, value) for key, value in values)])
         problems: list[str] = []
         for key, value in values:
@@ -119,12 +121,13 @@ class Composer:
             from hydra.errors import HydraException
             from omegaconf import OmegaConf
             from omegaconf.errors import OmegaConfBaseException
+            from yaml import YAMLError
 
             try:
                 config = compose(self._config_name, overrides=list(overrides))
                 raw = OmegaConf.to_container(config, resolve=False)
                 plain = cast(dict[str, Any], OmegaConf.to_container(config, resolve=True))
-            except (HydraException, OmegaConfBaseException) as error:
+            except (HydraException, OmegaConfBaseException, YAMLError, UnicodeDecodeError) as error:
                 raise ConfigError(explain(error)) from error
             self._composed[overrides] = plain, raw != plain
         return self._composed[overrides]
@@ -173,12 +176,28 @@ def _hydra_text(value: Any) -> str:
 _KEYWORDS = ("null", "true", "false", "nan", "inf")
 
 
+def diagnose(arguments: Sequence[str], composer: Composer) -> None:
+    """Raises ConfigError with everything in these overrides that cannot be composed, in our words; or nothing."""
+    settings = composer.parse(arguments)
+    structural = [s.text for s in settings if s.structural and not s.swept]
+    composer.merge(structural, [(s.key, s.values[0]) for s in settings if not s.structural])
+
+
+_NO_SUCH_CHOICE = re.compile(
+    r"Could not find '(?P<group>.+)/(?P<choice>[^/]+)' Available options in '.+?': (?P<valid>.*)"
+)
+
+
 def explain(error: BaseException) -> str:
-    """What Hydra or OmegaConf complains of, on one line, its causes included."""
+    """What Hydra, OmegaConf or the YAML reader complains of, on one line, its causes included."""
     lines: list[str] = []
     cause: BaseException | None = error
     while cause is not None:
-        text = " ".join(str(cause).split())
+        text = " ".join(str(cause).split()).partition(" Config search path:")[0]
+        unknown = _NO_SUCH_CHOICE.search(text)
+        if unknown:
+            group, choice = unknown["group"], unknown["choice"]
+            return f"{group}={choice}: no such choice{did_you_mean(choice, unknown['valid'].split())}"
         if text and text not in " ".join(lines):
             lines.append(text)
         cause = cause.__cause__

@@ -37,4 +37,4 @@ def show_value(value: object) -> str:
     """A setting's value as a person would write it."""
     if isinstance(value, list | tuple):
         return "[" + ",".join(map(show_value, value)) + "]"
-    return "null" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+    return "null" if value is None else str(value)

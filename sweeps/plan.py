@@ -9,7 +9,7 @@ from typing import Any
 from hybrid.cost import Cost, layout_of, run_cost
 from hybrid.layout import compact
 from sweeps.cells import CellRun
-from sweeps.store import Status, Store, is_final
+from sweeps.store import Status, Store, StoreError, is_final
 from sweeps.text import amount, table
 
 
@@ -25,13 +25,12 @@ class PlannedCell:
 
 
 def make_plan(runs: Sequence[CellRun], store: Store) -> list[PlannedCell]:
-    """Look every cell up in the store. Raises StoreError where a stored spec is not the cell's."""
+    """Look every cell up in the store; one whose stored spec is not the cell's counts as damaged."""
     first: dict[str, str] = {}
     planned = []
     costs: dict[Any, Cost] = {}
     for run in runs:
         run_id, spec = run.cell.run_id, run.resolved.run
-        store.check_spec(run_id, spec)
         key = (spec.model, spec.train_tokens, spec.seq_len)
         if key not in costs:
             costs[key] = run_cost(spec)
@@ -39,7 +38,7 @@ def make_plan(runs: Sequence[CellRun], store: Store) -> list[PlannedCell]:
         planned.append(
             PlannedCell(
                 run=run,
-                status=store.status(run_id),
+                status=_status(store, run),
                 cost=costs[key],
                 layout=layout_of(spec.model),
                 same_as=None if same_as == run.cell.name else same_as,
@@ -48,9 +47,17 @@ def make_plan(runs: Sequence[CellRun], store: Store) -> list[PlannedCell]:
     return planned
 
 
+def _status(store: Store, run: CellRun) -> Status:
+    try:
+        store.check_spec(run.cell.run_id, run.resolved.run)
+    except StoreError:
+        return "damaged"
+    return store.status(run.cell.run_id)
+
+
 def missing(plan: Sequence[PlannedCell]) -> list[PlannedCell]:
-    """The cells to be run: not final, each run once."""
-    return [cell for cell in plan if not is_final(cell.status) and cell.same_as is None]
+    """The cells to be run: not final nor damaged, each run once."""
+    return [cell for cell in plan if not is_final(cell.status) and cell.status != "damaged" and cell.same_as is None]
 
 
 def as_json(plan: Sequence[PlannedCell]) -> str:
@@ -135,8 +142,9 @@ def _totals(plan: Sequence[PlannedCell]) -> str:
         return f"{sum(cell.cost.paper_train_flops for cell in cells):.3g}"
 
     shared = len(plan) - len(unique)
+    finished = sum(is_final(cell.status) for cell in unique.values())
+    sharing = f" ({shared} shared)" if shared else ""
     return (
-        f"{len(plan)} cells asked for: {len(unique)} runs{f' ({shared} shared)' if shared else ''}, "
-        f"{flops(list(unique.values()))} FLOPs; "
-        f"{len(unique) - len(todo)} finished; to be run: {len(todo)}, {flops(todo)} FLOPs"
+        f"{len(plan)} cell{'s' * (len(plan) != 1)} asked for: {len(unique)} run{'s' * (len(unique) != 1)}{sharing}, "
+        f"{flops(list(unique.values()))} FLOPs; {finished} finished; to be run: {len(todo)}, {flops(todo)} FLOPs"
     )

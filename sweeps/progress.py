@@ -68,8 +68,8 @@ def _bars() -> Any:
 class SweepProgress:
     """Progress of many runs: what has ended, what is under way, what is left."""
 
-    def __init__(self, total: int, workers: int) -> None:
-        self._total, self._workers = total, workers
+    def __init__(self, total: int) -> None:
+        self._total = total
         self._ended = 0
         self._began = self._said = time.monotonic()
         self._live: dict[str, Any] = {}
@@ -98,7 +98,9 @@ class SweepProgress:
                 self._bars.update(self._live[name], completed=step, total=steps, detail=run_detail(loss, speed))
         elif live and time.monotonic() - self._said > PLAIN_EVERY_S:
             self._said = time.monotonic()
-            runs = "; ".join(f"{name} {step}/{steps}" for name, (step, steps, _, _) in live.items())
+            runs = "; ".join(
+                f"{name} {step}/{steps}, {run_detail(loss, speed)}" for name, (step, steps, loss, speed) in live.items()
+            )
             say(f"[{self._ended}/{self._total}] under way: {runs}")
 
     def ended(self, name: str, outcome: str) -> None:

@@ -1,25 +1,27 @@
 """What the store says, in words: requests and their cells, one run, two runs side by side, logs."""
 
 import json
+import textwrap
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from hybrid.decode import did_you_mean
+from hybrid.spec import ConfigError
 from sweeps.store import FINAL, Request, Store, StoreError
 from sweeps.text import duration, table
 
 
 def choose_requests(store: Store, sweep: str | None) -> list[Request]:
-    """The stored requests of a sweep, or all. Raises StoreError where there are none of that name."""
+    """The stored requests of a sweep, or all. Raises ConfigError where there are none of that name."""
     found = store.requests(sweep)
     if sweep is not None and not found:
         names = sorted({request.sweep for request in store.requests()})
         if not names:
-            raise StoreError(
+            raise ConfigError(
                 f"{sweep}: never asked for: {store.root} holds no requests yet; try python run.py -m +sweep={sweep}"
             )
-        raise StoreError(f"{sweep}: never asked for in {store.root}{did_you_mean(sweep, names)}")
+        raise ConfigError(f"{sweep}: never asked for in {store.root}{did_you_mean(sweep, names)}")
     return found
 
 
@@ -35,7 +37,7 @@ def requests_text(store: Store, requests: list[Request]) -> str:
         rows.append(
             [
                 request.sweep,
-                " ".join(request.overrides) or "-",
+                textwrap.shorten(" ".join(request.overrides), 40, placeholder=" ...") or "-",
                 request.created_at[:16],
                 f"{finished}/{len(request.cells)}",
                 others or "-",
@@ -140,7 +142,12 @@ def _value(value: Any) -> str:
 
 def logs_text(store: Store, run_id: str, attempt: int | None) -> str:
     """What the run's attempts logged, or one of them."""
-    numbers = range(1, store.last_attempt(run_id) + 1) if attempt is None else [attempt]
+    last = store.last_attempt(run_id)
+    if attempt is not None and not 1 <= attempt <= last:
+        raise ConfigError(
+            f"--attempt {attempt}: run {run_id} has attempts 1 to {last}" if last else f"run {run_id}: never begun"
+        )
+    numbers = range(1, last + 1) if attempt is None else [attempt]
     texts = []
     for number in numbers:
         path = store.attempt_dir(run_id, number) / "log.txt"
@@ -149,5 +156,5 @@ def logs_text(store: Store, run_id: str, attempt: int | None) -> str:
         except FileNotFoundError:
             texts.append(f"--- attempt {number}: no log")
     if not texts:
-        raise StoreError(f"run {run_id}: never begun, so it has no log")
+        raise ConfigError(f"run {run_id}: never begun, so it has no log")
     return "\n".join(texts)

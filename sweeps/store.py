@@ -29,7 +29,7 @@ from typing import Any, Literal, TypeGuard
 
 from hybrid.decode import canonical_json, digest
 from hybrid.durable import inherit_group_write, make_dir, sync_dir
-from hybrid.spec import RunSpec
+from hybrid.spec import ConfigError, RunSpec
 from sweeps.identity import run_id as identify
 
 FORMAT = 1
@@ -105,8 +105,9 @@ class Store:
     def checkpoints_dir(self, run_id: str) -> Path:
         return self.checkpoints_root / run_id[:2] / run_id
 
-    def weights_path(self, run_id: str) -> Path:
-        return self.checkpoints_dir(run_id) / "final.safetensors"
+    def weights_path(self, run_id: str, attempt: int) -> Path:
+        """The final weights that an attempt wrote; those of the run are its record's `attempt`."""
+        return self.checkpoints_dir(run_id) / f"final-a{attempt:03d}.safetensors"
 
     def requests_dir(self, sweep: str) -> Path:
         return self.root / "requests" / sweep
@@ -155,11 +156,12 @@ class Store:
 
     def check_spec(self, run_id: str, run: RunSpec) -> None:
         """Raises StoreError unless the stored spec, if there is one, is this one to the last character."""
-        text = _read_text(self.spec_path(run_id))
+        path = self.spec_path(run_id)
+        text = _read_text(path)
         if text is not None and text.strip() != canonical_json(run):
             raise StoreError(
-                f"{self.spec_path(run_id)}: holds another run than the one with this id: the file was altered, "
-                "or two specs share an id. Move the directory away to train the run again"
+                f"{path}: is not the description of the run with this id, whole and unaltered. Nothing was changed; "
+                "move the file away to have it written again"
             )
 
     def spec(self, run_id: str) -> dict[str, Any] | None:
@@ -169,7 +171,7 @@ class Store:
     def record(self, run_id: str) -> dict[str, Any] | None:
         """The run's record; None unless it is done or diverged. Raises StoreError where it is damaged or of a newer
         schema."""
-        return self._record(self.record_path(run_id))
+        return self._record(self.record_path(run_id), "run_id", "status", "metrics")
 
     def publish_record(self, run_id: str, record: Mapping[str, Any]) -> bool:
         """Publish the record; False where another copy was first, whose record then stands."""
@@ -177,7 +179,7 @@ class Store:
 
     def eval_record(self, run_id: str, eval_id: str) -> dict[str, Any] | None:
         """An evaluation's record; None where it was not made."""
-        return self._record(self.eval_record_path(run_id, eval_id))
+        return self._record(self.eval_record_path(run_id, eval_id), "run_id", "metrics")
 
     def publish_eval_record(self, run_id: str, eval_id: str, record: Mapping[str, Any]) -> bool:
         """Publish an evaluation's record; False where another copy was first."""
@@ -185,13 +187,18 @@ class Store:
         make_dir(path.parent)
         return publish(path, json.dumps(record, sort_keys=True, indent=1) + "\n")
 
-    def _record(self, path: Path) -> dict[str, Any] | None:
+    def _record(self, path: Path, *needed: str) -> dict[str, Any] | None:
         record = self._json(path)
-        if record is not None and record.get("schema") != RECORD_SCHEMA:
+        if record is None:
+            return None
+        if record.get("schema") != RECORD_SCHEMA:
             raise StoreError(
                 f"{path}: schema {record.get('schema')}, this version reads schema {RECORD_SCHEMA}: "
                 "use the version that wrote it"
             )
+        missing = [key for key in needed if key not in record]
+        if missing:
+            raise _damaged(path, f"{', '.join(missing)} missing")
         return record
 
     def _json(self, path: Path) -> dict[str, Any] | None:
@@ -203,21 +210,18 @@ class Store:
             if not isinstance(value, dict):
                 raise ValueError("not a JSON object")
         except ValueError as error:
-            raise StoreError(
-                f"{path}: damaged ({error}; {len(text)} characters). Nothing was changed; "
-                "move the file away to have it made again"
-            ) from error
+            raise _damaged(path, f"{error}; {len(text)} characters") from error
         return value
 
     def find(self, prefix: str) -> str:
-        """The one run id that begins with `prefix`. Raises StoreError where there is none, or more than one."""
+        """The one run id that begins with `prefix`. Raises ConfigError where there is none, or more than one."""
         shard = self.root / "runs" / prefix[:2]
         names = sorted(e.name for e in _entries(shard) if e.name.startswith(prefix)) if len(prefix) >= 2 else []
         if len(names) == 1:
             return names[0]
         if not names:
-            raise StoreError(f"{prefix}: no run of this id in {self.root} (give at least the first 2 digits)")
-        raise StoreError(f"{prefix}: several runs begin so: {', '.join(names[:8])}; give more digits")
+            raise ConfigError(f"{prefix}: no run of this id in {self.root} (give at least the first 2 digits)")
+        raise ConfigError(f"{prefix}: several runs begin so: {', '.join(names[:8])}; give more digits")
 
     def run_ids(self) -> Iterator[str]:
         """Every run that the store knows, in order."""
@@ -298,6 +302,8 @@ class Store:
                     entry = json.loads(line)
                 except ValueError:
                     continue
+                if not isinstance(entry, dict):
+                    continue
                 if "resumed_at_step" in entry:
                     resumed_at = int(entry["resumed_at_step"])
                 else:
@@ -318,33 +324,59 @@ class Store:
         name = digest(json.dumps(content, sort_keys=True))
         path = self.requests_dir(request.sweep) / f"{name}.json"
         make_dir(path.parent)
-        publish(path, json.dumps({"schema": RECORD_SCHEMA, **asdict(request)}, sort_keys=True) + "\n")
+        if not publish(path, json.dumps({"schema": RECORD_SCHEMA, **asdict(request)}, sort_keys=True) + "\n"):
+            self._request(path)
+            os.utime(path)  # asked for again: the newest now
         return path
 
     def requests(self, sweep: str | None = None) -> list[Request]:
-        """The stored requests of a sweep, or of all, oldest first."""
+        """The stored requests of a sweep, or of all, in the order in which each was last asked for.
+
+        Damaged ones are left out; `damaged_requests` names them.
+        """
         names = [sweep] if sweep is not None else sorted(e.name for e in _entries(self.root / "requests"))
+        entries = [entry for name in names for entry in _entries(self.requests_dir(name))]
+        entries = [entry for entry in entries if entry.name.endswith(".json") and not entry.name.startswith(".")]
         found = []
-        for name in names:
-            for entry in _entries(self.requests_dir(name)):
-                if entry.name.endswith(".json") and not entry.name.startswith("."):
-                    content = self._record(Path(entry.path))
-                    if content is not None:
-                        found.append(_request(content))
-        return sorted(found, key=lambda request: (request.created_at, request.sweep))
+        for entry in sorted(entries, key=lambda entry: (entry.stat().st_mtime_ns, entry.path)):
+            with contextlib.suppress(StoreError):
+                found.append(self._request(Path(entry.path)))
+        return found
+
+    def damaged_requests(self) -> list[str]:
+        """What is wrong with each request that cannot be read, and what would do."""
+        problems = []
+        for directory in _entries(self.root / "requests"):
+            for entry in _entries(Path(directory.path)):
+                try:
+                    if entry.name.endswith(".json") and not entry.name.startswith("."):
+                        self._request(Path(entry.path))
+                except StoreError as error:
+                    problems.append(str(error))
+        return problems
+
+    def _request(self, path: Path) -> Request:
+        content = self._record(path, "sweep", "overrides", "created_at", "report", "cells")
+        if content is None:
+            raise _damaged(path, "gone")
+        try:
+            cells = tuple(Cell(**cell) for cell in content["cells"])
+        except TypeError as error:
+            raise _damaged(path, str(error)) from error
+        return Request(
+            sweep=content["sweep"],
+            overrides=tuple(content["overrides"]),
+            created_at=content["created_at"],
+            report=content["report"],
+            cells=cells,
+        )
 
 
 _REMEDY = "expected a directory on a disk with room that you may write to; choose another with store.root=DIR"
 
 
-def _request(content: Mapping[str, Any]) -> Request:
-    return Request(
-        sweep=content["sweep"],
-        overrides=tuple(content["overrides"]),
-        created_at=content["created_at"],
-        report=content["report"],
-        cells=tuple(Cell(**cell) for cell in content["cells"]),
-    )
+def _damaged(path: Path, what: str) -> StoreError:
+    return StoreError(f"{path}: damaged ({what}). Nothing was changed; move the file away to have it made again")
 
 
 def is_final(status: Status) -> TypeGuard[FinalStatus]:
@@ -371,6 +403,11 @@ def publish(path: Path, text: str) -> bool:
     temporary = path.parent / f".{path.name}.{socket.gethostname()}.{os.getpid()}.{time.monotonic_ns()}"
     try:
         write_synced(temporary, text)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+        raise OSError(error.errno, error.strerror, str(path)) from error
+    try:
         try:
             os.link(temporary, path)
         except FileExistsError:

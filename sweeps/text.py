@@ -1,5 +1,6 @@
 """Plain text for people at a terminal: aligned tables, short numbers, durations."""
 
+import re
 from collections.abc import Sequence
 
 
@@ -17,7 +18,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def _is_number(text: str) -> bool:
-    return text[:1] in "0123456789+-" and text[:1] != ""
+    return re.fullmatch(r"-|[+-]?[0-9.]+(e[+-]?[0-9]+)?[A-Za-z%]*", text) is not None
 
 
 def amount(number: float, *, binary: bool = False) -> str:

@@ -23,6 +23,7 @@ from typing import Any, Literal, Protocol, TextIO
 from hybrid.cost import run_cost
 from hybrid.decode import digest, encode
 from hybrid.spec import ConfigError, ExecSpec, RunSpec
+from sweeps.identity import run_id as identify
 from sweeps.store import (
     RECORD_SCHEMA,
     Attempt,
@@ -38,7 +39,7 @@ from sweeps.store import (
 EXIT_DONE = 0
 EXIT_FAILED = 1
 EXIT_BUSY = 3
-EXIT_INTERRUPTED = 75  # sysexits.h EX_TEMPFAIL: run the same again and it goes on
+EXIT_STOPPED = 75  # sysexits.h EX_TEMPFAIL: run the same again and it goes on
 
 ErrorClass = Literal["oom", "timeout", "node_fail", "preempted", "cancelled", "code", "io", "unknown"]
 _POLL_S = 0.2
@@ -53,31 +54,41 @@ class Busy(Exception):
         super().__init__(f"the run is being trained {where}")
 
 
+class Stopped(Exception):
+    """The run was asked to stop, and has saved what it had."""
+
+
 class Progress(Protocol):
     """Where a run's progress goes."""
 
     def __call__(self, step: int, total_steps: int, loss_nats: float | None, tokens_per_s: float) -> None: ...
 
 
-def take(store: Store, run_id: str, lease_s: float) -> Attempt | None:
+def take(store: Store, run_id: str, lease_s: float, stop: "StopFlag") -> Attempt | None:
     """Claim the run's next attempt; None where it is finished. Waits out a lease that may be dead.
 
-    A lease is dead at once where its process is seen to be gone, else when its counter has stood still for
-    `lease_s` (or the owner's own lease, if longer) on this process's monotonic clock. Raises Busy as soon as the
-    counter moves.
+    A lease is dead at once where its process is seen to be gone, else when its counter has stood still for `lease_s`
+    (or the owner's own lease, if longer) on this process's monotonic clock. Raises Busy as soon as the counter moves,
+    Stopped when asked to stop.
     """
     while True:
         if store.record_path(run_id).exists():
             return None
         number = store.last_attempt(run_id)
-        if number and store.error(run_id, number) is None and not _lease_is_dead(store, run_id, number, lease_s):
+        if number and store.error(run_id, number) is None and not _lease_is_dead(store, run_id, number, lease_s, stop):
             continue
+        if stop.reason is not None:
+            raise Stopped(f"before it began: {stop.reason}")
         attempt = store.claim(run_id, number)
-        if attempt is not None:
-            return attempt
+        if attempt is None:
+            continue
+        if store.record_path(run_id).exists():  # published between the two looks at it
+            attempt.directory.rmdir()
+            return None
+        return attempt
 
 
-def _lease_is_dead(store: Store, run_id: str, number: int, lease_s: float) -> bool:
+def _lease_is_dead(store: Store, run_id: str, number: int, lease_s: float, stop: "StopFlag") -> bool:
     """Watch attempt `number` until it is dead (True) or has ended (False). Raises Busy where it lives."""
 
     def sign_of_life() -> tuple[str | None, bool]:
@@ -87,6 +98,8 @@ def _lease_is_dead(store: Store, run_id: str, number: int, lease_s: float) -> bo
     while True:
         if store.record_path(run_id).exists() or store.error(run_id, number) is not None:
             return False
+        if stop.reason is not None:
+            raise Stopped(f"while it waited for another copy: {stop.reason}")
         job = store.job(run_id, number)
         if job is not None and owner_alive(job) is False:
             return True
@@ -103,6 +116,7 @@ class StopFlag:
 
     def __init__(self) -> None:
         self.reason: str | None = None
+        self.signals = 0
 
     def __call__(self, reason: str) -> None:
         if self.reason is None:
@@ -120,6 +134,7 @@ class StopFlag:
                 signal.signal(number, handler)
 
     def _signalled(self, number: int, _frame: object) -> None:
+        self.signals += 1
         self(f"signal {signal.Signals(number).name}")
 
 
@@ -138,13 +153,16 @@ class _Heart(threading.Thread):
     def run(self) -> None:
         count = 0
         while not self._ended.is_set():
-            # A disk that is full for a moment must not kill the run; a lease lost that way is noticed below.
+            # A disk that fails for a moment must not kill the run; a lease lost that way is noticed below.
             with contextlib.suppress(OSError):
                 self._path.write_text(f"{count}\n")
             count += 1
             self._ended.wait(self._every_s)
-            if self._store.last_attempt(self._attempt.run_id) > self._attempt.number:
-                self._stop_flag(_LEASE_LOST)
+            with contextlib.suppress(OSError):
+                run_id = self._attempt.run_id
+                taken = self._store.last_attempt(run_id) > self._attempt.number
+                if taken or self._store.record_path(run_id).exists():
+                    self._stop_flag(_LEASE_LOST)
 
     def __enter__(self) -> "_Heart":
         self.start()
@@ -194,14 +212,30 @@ def run_one(
 ) -> str:
     """Train the run, unless it is finished, and record it; gives its status, "done" or "diverged".
 
-    In a process of its own, all that it prints goes to the attempt's log. Raises Busy where another copy is alive,
-    hybrid.train's Interrupted after saving when asked to stop, and whatever went wrong, after recording it in the
-    attempt.
+    In a process of its own, all that it prints goes to the attempt's log. Raises Busy where another copy is alive or
+    has taken the run over, Stopped after saving when asked to stop, and whatever went wrong, after recording it in
+    the attempt.
     """
     run_id = store.publish_spec(run)
-    attempt = take(store, run_id, execution.lease_s)
+    attempt = take(store, run_id, execution.lease_s, stop)
     if attempt is None:
         return _recorded_status(store, run_id)
+    try:
+        return _attempt(store, run, execution, attempt, stop, progress, own_process)
+    except BaseException as error:
+        _record_failure(attempt, error)
+        raise
+
+
+def _attempt(
+    store: Store,
+    run: RunSpec,
+    execution: ExecSpec,
+    attempt: Attempt,
+    stop: StopFlag,
+    progress: Progress,
+    own_process: bool,
+) -> str:
     job = {
         **this_process(),
         "lease_s": execution.lease_s,
@@ -222,11 +256,15 @@ def run_one(
         if own_process:
             os.dup2(log_file.fileno(), 1)
             os.dup2(log_file.fileno(), 2)
-        log(f"run {run_id}, attempt {attempt.number}, process {os.getpid()} on {platform.node()}")
+        log(f"run {attempt.run_id}, attempt {attempt.number}, process {os.getpid()} on {platform.node()}")
         try:
             status = _train(store, run, execution, attempt, _Observer(lines, log, stop, progress), log, job)
+        except (Busy, Stopped) as ending:
+            log(f"stops: {ending}")
+            raise
         except BaseException as error:
-            _record_failure(attempt, error, log)
+            with contextlib.suppress(OSError):
+                log("".join(traceback.format_exception(error)))
             raise
         log(f"ends: {status}")
         return status
@@ -249,50 +287,59 @@ def _train(
 ) -> str:
     from hybrid.data import open_data
     from hybrid.train.checkpoint import CheckpointStore, save_final_weights
-    from hybrid.train.loop import train
+    from hybrid.train.loop import Interrupted, train
 
     data = open_data(run.data, run.seq_len, store.data_root)
     checkpoints = CheckpointStore(
         store.checkpoints_dir(attempt.run_id), attempt=attempt.number, run_id=attempt.run_id, log=log
     )
-    outcome = train(run, execution, data=data, checkpoints=checkpoints, observer=observer)
+    try:
+        outcome = train(run, execution, data=data, checkpoints=checkpoints, observer=observer)
+    except Interrupted as interrupted:
+        if interrupted.reason == _LEASE_LOST:
+            raise Busy(store.job(attempt.run_id, store.last_attempt(attempt.run_id))) from interrupted
+        raise Stopped(str(interrupted)) from interrupted
+    weights = store.weights_path(attempt.run_id, attempt.number)
     if outcome.status == "done":
-        save_final_weights(store.weights_path(attempt.run_id), outcome.model)
+        save_final_weights(weights, outcome.model)
     record = {
         "schema": RECORD_SCHEMA,
         "run_id": attempt.run_id,
         "status": outcome.status,
+        "attempt": attempt.number,
         "spec": encode(run),
         "cost": asdict(run_cost(run)),
         "metrics": outcome.metrics,
-        "provenance": provenance(execution)
-        | {"attempt": attempt.number, "started_at": job["started_at"], "finished_at": now()},
+        "provenance": provenance(execution) | {"started_at": job["started_at"], "finished_at": now()},
     }
-    if not store.publish_record(attempt.run_id, record):
-        log("another copy recorded the run first; its record stands")
-        return _recorded_status(store, attempt.run_id)
-    checkpoints.clear()
-    return outcome.status
+    won = store.publish_record(attempt.run_id, record)
+    # The run has its record now, whatever becomes of the files that it needed on the way.
+    with contextlib.suppress(OSError):
+        checkpoints.clear()
+        if not won:
+            weights.unlink(missing_ok=True)
+    if won:
+        return outcome.status
+    log("another copy recorded the run first; its record stands")
+    return _recorded_status(store, attempt.run_id)
 
 
-def _record_failure(attempt: Attempt, error: BaseException, log: Callable[[str], None]) -> None:
-    from hybrid.train.loop import Interrupted
-
-    if isinstance(error, Interrupted) and error.reason == _LEASE_LOST:
-        log(f"stops: {error}")
+def _record_failure(attempt: Attempt, error: BaseException) -> None:
+    if isinstance(error, Busy):
         return  # the attempt that took over speaks for the run now
-    text = "".join(traceback.format_exception(error))
-    log(text if not isinstance(error, Interrupted) else f"stops: {error}")
-    failure = {"class": classify(error), "message": f"{type(error).__name__}: {error}", "traceback": text, "at": now()}
+    failure = {
+        "class": classify(error),
+        "message": f"{type(error).__name__}: {error}",
+        "traceback": "".join(traceback.format_exception(error)),
+        "at": now(),
+    }
     with contextlib.suppress(OSError):
         publish(attempt.directory / "error.json", json.dumps(failure) + "\n")
 
 
 def classify(error: BaseException) -> ErrorClass:
     """The class of a failure, from the exception alone."""
-    from hybrid.train.loop import Interrupted
-
-    if isinstance(error, Interrupted | KeyboardInterrupt):
+    if isinstance(error, Stopped | KeyboardInterrupt):
         return "cancelled"
     if isinstance(error, MemoryError) or "out of memory" in str(error).lower():
         return "oom"
@@ -305,6 +352,8 @@ def explain_failure(error: BaseException) -> str:
     """One line for people."""
     if isinstance(error, OSError) and error.filename is not None:
         return f"{error.filename}: {describe_os_error(error)}"
+    if isinstance(error, OSError):
+        return f"{describe_os_error(error)} (where the store, its checkpoints or its data are)"
     return f"{error}" if isinstance(error, ConfigError | StoreError) else f"{type(error).__name__}: {error}"
 
 
@@ -318,7 +367,8 @@ def evaluate_one(store: Store, run: RunSpec, execution: ExecSpec) -> dict[str, A
     """
     from hybrid.evals.spec import NllEvalSpec
 
-    run_id = store.publish_spec(run)
+    run_id = identify(run)
+    store.check_spec(run_id, run)
     spec = NllEvalSpec()
     eval_id = spec.eval_id()
     known = store.eval_record(run_id, eval_id)
@@ -329,8 +379,12 @@ def evaluate_one(store: Store, run: RunSpec, execution: ExecSpec) -> dict[str, A
         raise StoreError(
             f"run {run_id}: {store.status(run_id)}: expected a finished run to evaluate; train it first (mode=run)"
         )
-    if not store.weights_path(run_id).exists():
-        raise StoreError(f"{store.weights_path(run_id)}: missing: the run is done, but its final weights are gone")
+    weights = store.weights_path(run_id, record["attempt"])
+    if not weights.exists():
+        raise StoreError(
+            f"{weights}: missing: the run is done, but its final weights are gone; "
+            f"move {store.run_dir(run_id)} away to have it trained again"
+        )
     from hybrid.data import open_data
     from hybrid.evals.nll import evaluate_nll, evaluation_batch_size
     from hybrid.train.checkpoint import load_final_weights
@@ -340,7 +394,7 @@ def evaluate_one(store: Store, run: RunSpec, execution: ExecSpec) -> dict[str, A
     began = time.monotonic()
     with numerics(execution, run.init_seed):
         model = build_model(run, execution)
-        load_final_weights(store.weights_path(run_id), model)
+        load_final_weights(weights, model)
         result = evaluate_nll(
             model,
             data,

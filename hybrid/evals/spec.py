@@ -24,6 +24,3 @@ class NllEvalSpec:
     def eval_id(self) -> str:
         """12 hex digits of the SHA-256 of the canonical JSON."""
         return digest(canonical_json(self))
-
-
-EvalSpec = NllEvalSpec

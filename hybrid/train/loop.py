@@ -29,6 +29,10 @@ from hybrid.train.schedule import learning_rate
 FINAL_LOSS_STEPS: Final = 100
 """The training loss of a finished run is the mean over this many last updates (all, if there were fewer)."""
 
+VALIDATION_TOKENS: Final = 65536
+"""How much of the validation split a run's own validations read, the same for every run, so that a record is a function
+of its spec; `mode=eval` reads all of it."""
+
 EXPLODED_NATS: Final = 3.0
 EXPLODED_STEPS: Final = 100
 """A loss has exploded once it was, for `EXPLODED_STEPS` steps in a row, more than `EXPLODED_NATS` above both that of
@@ -82,7 +86,6 @@ def build_model(spec: RunSpec, execution: ExecSpec) -> LanguageModel:
         model = LanguageModel(
             spec.model,
             ssd_chunk=execution.ssd_chunk,
-            kernels=execution.kernels,
             activation_checkpointing=execution.activation_checkpointing,
         )
     model.to_empty(device=device)
@@ -97,7 +100,8 @@ def train(
 
     `metrics` of the outcome: `steps` and `tokens` of the updates made; `train_loss_nats`, mean over the last
     `FINAL_LOSS_STEPS` updates (None if none was made); of the validation at the end, which reads at most
-    `execution.val_tokens`: `val_loss_nats`, `val_accuracy` and `val_tokens` scored (None, None and 0 if diverged);
+    `VALIDATION_TOKENS`: `val_loss_nats`, `val_accuracy`, `val_bits_per_byte` (None where tokens are not bytes) and
+    `val_tokens` scored (all None, and 0, if diverged);
     `solved` (None without a stop rule) and `steps_to_threshold`; `wall_s`, all of it, attempts before a resume
     included; `tokens_per_s` of the steps alone; and for a diverged run the `reason`.
 
@@ -279,7 +283,7 @@ class _Training:
                 progress.steps_to_threshold = progress.step
         at_end = progress.step >= spec.train_steps or progress.steps_to_threshold is not None
         if at_end or (spec.stop is None and self._due(execution.eval_every_tokens)):
-            result = self._evaluate(max(1, execution.val_tokens // spec.seq_len))
+            result = self._evaluate(max(1, VALIDATION_TOKENS // spec.seq_len))
             if spec.stop is None:
                 self._validation_line(result)
             if at_end:
@@ -344,6 +348,7 @@ class _Training:
             "train_loss_nats": math.fsum(losses) / len(losses) if losses else None,
             "val_loss_nats": None if validation is None else validation.loss_nats,
             "val_accuracy": None if validation is None else validation.accuracy,
+            "val_bits_per_byte": None if validation is None else validation.bits_per_byte,
             "val_tokens": 0 if validation is None else validation.n_scored,
             "solved": None if stop is None else progress.steps_to_threshold is not None,
             "steps_to_threshold": progress.steps_to_threshold,

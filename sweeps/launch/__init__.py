@@ -26,6 +26,10 @@ class End:
 class Launcher(ABC):
     """Carries out runs that are missing from a store."""
 
+    def check(self) -> None:
+        """Raises ConfigError where the launcher's own settings cannot be meant."""
+        return
+
     @abstractmethod
     def launch(self, cells: Sequence[CellRun], store: Store) -> list[End]:
         """Run the cells, in this order where there is room for one at a time; one that fails does not stop the others.

@@ -6,7 +6,7 @@ from sweeps.cells import CellRun
 from sweeps.launch import End, Launcher
 from sweeps.progress import RunProgress
 from sweeps.store import Store
-from sweeps.worker import Busy, StopFlag, explain_failure, run_one
+from sweeps.worker import Busy, StopFlag, Stopped, explain_failure, run_one
 
 
 class Inline(Launcher):
@@ -16,15 +16,13 @@ class Inline(Launcher):
         return [self._one(cell, store) for cell in cells]
 
     def _one(self, cell: CellRun, store: Store) -> End:
-        from hybrid.train.loop import Interrupted
-
         stop = StopFlag()
         resolved = cell.resolved
         try:
             with stop.on_signals(), RunProgress(cell.cell.name) as progress:
                 status = run_one(store, resolved.run, resolved.execution, stop=stop, progress=progress)
-        except Interrupted as interrupted:
-            return End(cell=cell, status="interrupted", message=str(interrupted))
+        except Stopped as stopped:
+            return End(cell=cell, status="interrupted", message=str(stopped))
         except Busy as busy:
             return End(cell=cell, status="busy", message=str(busy))
         except Exception as error:

@@ -1,28 +1,42 @@
 """Runs in processes of this machine, as many at once as there are cores for them.
 
-Each run has a process of its own, forked from a server that has torch loaded already, so that a run starts in
-milliseconds and one that fails, or is killed, takes nothing else with it. A run whose parent is gone saves and stops.
+Each run has a process of its own, forked from a server that has torch loaded already, so that a run starts at once
+and one that fails, or is killed, takes nothing else with it. A run whose parent is gone saves and stops.
 """
 
 import contextlib
 import multiprocessing
 import os
+import signal
 import sys
 import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
-from hybrid.spec import ExecSpec, RunSpec
+from hybrid.spec import ConfigError, ExecSpec, RunSpec
 from sweeps.cells import CellRun
 from sweeps.launch import End, Launcher
 from sweeps.progress import SweepProgress, say
 from sweeps.store import Store, is_final
-from sweeps.worker import EXIT_BUSY, EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, Busy, StopFlag, explain_failure, run_one
+from sweeps.worker import (
+    EXIT_BUSY,
+    EXIT_DONE,
+    EXIT_FAILED,
+    EXIT_STOPPED,
+    Busy,
+    StopFlag,
+    Stopped,
+    explain_failure,
+    run_one,
+)
 
-_PRELOADED = ("hybrid.train.loop", "hybrid.data", "hybrid.evals.nll")
+# torch._dynamo is loaded by the first optimiser, torch._meta_registrations by the first model: here once for all runs.
+_PRELOADED = ("hybrid.train.loop", "hybrid.train.checkpoint", "torch._dynamo", "torch._meta_registrations")
+_BLOCKED = (signal.SIGINT, signal.SIGTERM)
 _TICK_EVERY_S = 0.5
 _LOOK_AGAIN_S = 1.0
 _GRACE_S = 60.0
@@ -62,29 +76,37 @@ class LocalProcesses(Launcher):
     def __init__(self, workers: int | None = None) -> None:
         self._workers = workers
 
+    def check(self) -> None:
+        if self._workers is not None and (not isinstance(self._workers, int) or self._workers < 1):
+            raise ConfigError(
+                f"hydra.launcher.workers = {self._workers!r}: expected a whole number of at least 1, "
+                "or null for as many as the cores allow"
+            )
+
     def launch(self, cells: Sequence[CellRun], store: Store) -> list[End]:
         if not cells:
             return []
         threads = max(cell.resolved.execution.threads for cell in cells)
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         workers = min(self._workers or max(1, cores // threads), len(cells))
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(list(_PRELOADED))
         state = _State(waiting=deque(cells))
-        with SweepProgress(len(cells), workers) as progress:
-            try:
-                self._until_all_ended(state, store, workers, context, progress)
-            except KeyboardInterrupt:
-                self._interrupt(state, store, progress)
+        stop = StopFlag()
+        # Signals only raise a flag, which is looked at where nothing is half done.
+        with stop.on_signals(), SweepProgress(len(cells)) as progress:
+            context = _fork_server()
+            self._until_all_ended(state, store, workers, context, progress, stop)
+            if stop.reason is not None:
+                self._stop(state, store, progress, stop)
+        assert sorted(end.cell.cell.name for end in state.ends) == sorted(cell.cell.name for cell in cells)
         return state.ends
 
     def _until_all_ended(
-        self, state: _State, store: Store, workers: int, context: Any, progress: SweepProgress
+        self, state: _State, store: Store, workers: int, context: Any, progress: SweepProgress, stop: StopFlag
     ) -> None:
         looked = time.monotonic()
         told = False
-        while state.waiting or state.live or state.elsewhere:
-            while state.waiting and len(state.live) < workers:
+        while (state.waiting or state.live or state.elsewhere) and stop.reason is None:
+            while state.waiting and len(state.live) < workers and stop.reason is None:
                 self._start(state, store, context, progress)
             if state.elsewhere and not state.live and not told:
                 told = True
@@ -144,6 +166,7 @@ class LocalProcesses(Launcher):
 
     def _collect(self, state: _State, store: Store, progress: SweepProgress) -> None:
         for live in list(state.live):
+            exit_code = live.process.exitcode  # before the pipe is drained, so that nothing said on the way out is lost
             with contextlib.suppress(EOFError, OSError):
                 while live.pipe.poll():
                     message = live.pipe.recv()
@@ -151,12 +174,12 @@ class LocalProcesses(Launcher):
                         live.failure = message
                     else:
                         live.tick = message
-            if live.process.exitcode is None:
+            if exit_code is None:
                 continue
             live.process.join()
             live.pipe.close()
             state.live.remove(live)
-            if live.process.exitcode == EXIT_BUSY:
+            if exit_code == EXIT_BUSY:
                 state.overdue.discard(live.cell.cell.run_id)
                 self._put_aside(state, store, live.cell)
                 continue
@@ -168,32 +191,46 @@ class LocalProcesses(Launcher):
         state.ends.append(end)
         progress.ended(end.cell.cell.name, f"{end.status} {how}" + (f": {end.message}" if end.message else ""))
 
-    def _interrupt(self, state: _State, store: Store, progress: SweepProgress) -> None:
-        """Ask every run to save and stop, and wait for them; a second Ctrl-C kills them."""
-        say(f"interrupted: {len(state.live)} runs save what they have (Ctrl-C again to kill them)")
-        try:
-            for live in state.live:
-                live.process.terminate()
-            deadline = time.monotonic() + _GRACE_S
-            for live in state.live:
-                live.process.join(max(0.0, deadline - time.monotonic()))
-        except KeyboardInterrupt:
-            pass
+    def _stop(self, state: _State, store: Store, progress: SweepProgress, stop: StopFlag) -> None:
+        """Ask every run to save and stop, and wait for them; a second signal kills them."""
+        say(f"{stop.reason}: {len(state.live)} runs save what they have (again to kill them)")
+        signals = stop.signals
+        deadline = time.monotonic() + _GRACE_S
         for live in state.live:
-            if live.process.exitcode is None:
-                live.process.kill()
-                live.process.join()
-        self._collect(state, store, progress)
+            live.process.terminate()
+        while state.live:
+            wait([live.process.sentinel for live in state.live], timeout=_TICK_EVERY_S)
+            self._collect(state, store, progress)
+            if stop.signals > signals or time.monotonic() > deadline:
+                for live in state.live:
+                    live.process.kill()
         left = [*state.waiting, *(aside.cell for aside in state.elsewhere)]
         state.ends += [End(cell=cell, status="interrupted", message="not begun") for cell in left]
+
+
+def _fork_server() -> Any:
+    """The context whose server process has torch loaded, and forks the runs.
+
+    It is started with the signals blocked that would kill it, or a run that has no handlers yet; the runs unblock
+    them. The resource tracker comes first, as starting it unblocks them again.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["__main__", *_PRELOADED])
+    resource_tracker.ensure_running()
+    signal.pthread_sigmask(signal.SIG_BLOCK, _BLOCKED)
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _BLOCKED)
+    return context
 
 
 def _end_of(live: _Live, store: Store) -> End:
     cell, exit_code = live.cell, live.process.exitcode
     status = store.status(cell.cell.run_id)
-    if exit_code == EXIT_DONE and is_final(status):
+    if is_final(status):
         return End(cell=cell, status=status)
-    if exit_code == EXIT_INTERRUPTED:
+    if exit_code == EXIT_STOPPED:
         return End(cell=cell, status="interrupted", message="saved; goes on when asked for again")
     if live.failure is not None:
         message = live.failure.splitlines()[0]
@@ -206,8 +243,6 @@ def _end_of(live: _Live, store: Store) -> End:
 
 def _child(pipe: "Connection[Any, Any]", store: Store, run: RunSpec, execution: ExecSpec) -> None:
     """The whole life of a run's process."""
-    from hybrid.train.loop import Interrupted
-
     stop = StopFlag()
     reported = 0.0
 
@@ -222,13 +257,14 @@ def _child(pipe: "Connection[Any, Any]", store: Store, run: RunSpec, execution: 
             stop("the process that started the run is gone")
 
     with stop.on_signals():
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _BLOCKED)
         try:
             run_one(store, run, execution, stop=stop, progress=progress, own_process=True)
             code = EXIT_DONE
         except Busy:
             code = EXIT_BUSY
-        except Interrupted:
-            code = EXIT_INTERRUPTED
+        except Stopped:
+            code = EXIT_STOPPED
         except Exception as error:
             code = EXIT_FAILED  # told in full in the attempt's error.json and log.txt
             with contextlib.suppress(OSError):

@@ -1,6 +1,7 @@
 """Stores made up for analysis: real files, written by the real store, of runs that nobody trained."""
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -98,6 +99,8 @@ class Book:
             "wall_s": steps * 0.02,
             "tokens_per_s": 200_000.0,
         }
+        if isinstance(spec.data, StdlibSpec) and "val_loss_nats" in metrics:
+            usual["val_bits_per_byte"] = metrics["val_loss_nats"] / math.log(2)
         record = {
             "schema": 1,
             "run_id": identity,

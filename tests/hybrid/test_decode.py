@@ -95,6 +95,8 @@ def test_kinds_are_written_down_and_revision_one_is_not(resolve) -> None:
         ("2_097_152", 2097152),
         (2048, 2048),
         ("1.5k", 1500),
+        ("4.1B", 4_100_000_000),
+        ("16.1B", 16_100_000_000),
     ],
 )
 def test_counts_are_read_as_people_write_them(text: object, number: int) -> None:

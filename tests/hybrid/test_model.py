@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from hybrid.data import NOT_SCORED
 from hybrid.mixers import state_bytes
-from hybrid.model import NOT_SCORED, LanguageModel, scored_loss
+from hybrid.model import LanguageModel, scored_loss
 from hybrid.spec import AttentionSpec, BlockSpec, Mamba2Spec, ModelSpec, RopeSpec, SwigluSpec
 
 ATTENTION = AttentionSpec(n_heads=4, n_kv_heads=2, head_dim=4, rope=RopeSpec(theta=10_000.0, scaling=None))

@@ -36,7 +36,15 @@ from hybrid.spec import (
     TrapezoidSpec,
 )
 from hybrid.train.checkpoint import CheckpointStore
-from hybrid.train.loop import EXPLODED_STEPS, FINAL_LOSS_STEPS, Interrupted, Outcome, build_model, train
+from hybrid.train.loop import (
+    EXPLODED_STEPS,
+    FINAL_LOSS_STEPS,
+    VALIDATION_TOKENS,
+    Interrupted,
+    Outcome,
+    build_model,
+    train,
+)
 
 Kind = Literal["llama", "mamba", "hybrid"]
 Corpus = Literal["recall", "text"]
@@ -65,14 +73,12 @@ MIXERS: dict[Kind, tuple[MixerSpec, ...]] = {
 }
 EXECUTION = ExecSpec(
     device="cpu",
-    kernels="auto",
     microbatch=None,
     threads=1,
     ssd_chunk=8,
     checkpoint_every_s=1e9,
     log_every_steps=4,
     eval_every_tokens=None,
-    val_tokens=8 * SEQ_LEN,
     heartbeat_s=5.0,
     lease_s=60.0,
     activation_checkpointing=False,
@@ -367,6 +373,7 @@ def test_metrics_of_a_finished_run() -> None:
         "train_loss_nats",
         "val_loss_nats",
         "val_accuracy",
+        "val_bits_per_byte",
         "val_tokens",
         "solved",
         "steps_to_threshold",
@@ -375,7 +382,7 @@ def test_metrics_of_a_finished_run() -> None:
     ]
     assert outcome.metrics["steps"] == STEPS
     assert outcome.metrics["tokens"] == STEPS * BATCH_TOKENS
-    assert outcome.metrics["val_tokens"] == 8 * RECALL.n_pairs
+    assert outcome.metrics["val_tokens"] == VALIDATION_TOKENS // SEQ_LEN * RECALL.n_pairs
     assert outcome.metrics["solved"] is None
     assert outcome.metrics["steps_to_threshold"] is None
 

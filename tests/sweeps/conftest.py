@@ -33,7 +33,6 @@ TINY = (
     "budget.tokens=6400",
     "exec.heartbeat_s=0.1",
     "exec.lease_s=1",
-    "exec.val_tokens=256",
 )
 
 

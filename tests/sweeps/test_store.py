@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from hybrid.spec import ConfigError
 from sweeps.store import Cell, Request, Store, StoreError, owner_alive, publish, this_process
 
 
@@ -33,7 +34,7 @@ def test_a_spec_is_written_once_and_compared_whole_afterwards(store: Store, know
     run = resolve("model.depth=2").run
     assert store.publish_spec(run) == known
     store.spec_path(known).write_text(store.spec_path(known).read_text().replace("0.95", "0.96"))
-    with pytest.raises(StoreError, match="another run"):
+    with pytest.raises(StoreError, match="not the description"):
         store.publish_spec(run)
 
 
@@ -197,6 +198,20 @@ def test_asking_for_the_same_request_again_keeps_the_first(store: Store) -> None
     assert store.requests("demo") == [request]
 
 
+def test_a_damaged_request_is_named_and_hides_no_other(store: Store) -> None:
+    cells = (Cell(name="a", row="a", axes={}, seed=1, run_id="0" * 12),)
+    good, bad = (
+        Request(sweep=name, overrides=(), created_at="2026-01-01", report={}, cells=cells) for name in ("good", "bad")
+    )
+    store.publish_request(good)
+    path = store.publish_request(bad)
+    path.write_text(path.read_text()[:40])
+    assert store.requests() == [good]
+    assert str(path) in store.damaged_requests()[0]
+    with pytest.raises(StoreError, match="damaged"):
+        store.publish_request(bad)
+
+
 def test_new_directories_of_a_group_writable_store_are_group_writable(tmp_path: Path, resolve) -> None:
     root = tmp_path / "team"
     root.mkdir()
@@ -216,7 +231,7 @@ def test_new_directories_of_a_group_writable_store_are_group_writable(tmp_path: 
 def test_run_ids_are_found_by_their_first_digits(store: Store, known: str) -> None:
     assert store.find(known[:4]) == known
     assert list(store.run_ids()) == [known]
-    with pytest.raises(StoreError, match="no run of this id"):
+    with pytest.raises(ConfigError, match="no run of this id"):
         store.find("zzzz")
 
 

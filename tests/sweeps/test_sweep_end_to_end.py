@@ -171,6 +171,19 @@ def test_ctrl_c_saves_everything_and_says_how_to_go_on(tmp_path: Path, run_py) -
         assert list(store.checkpoints_dir(run).glob("*.ckpt"))
 
 
+@pytest.mark.parametrize("after_s", [0.7, 1.2, 1.8, 2.5, 3.5])
+def test_ctrl_c_while_it_starts_claims_nothing_that_did_not_happen(tmp_path: Path, run_py, after_s: float) -> None:
+    store = Store(tmp_path / "store")
+    process = run_py("-m", *TINY, *AXES, "budget.tokens=6400000")
+    time.sleep(after_s)
+    os.killpg(process.pid, signal.SIGINT)
+    _, err = process.communicate()
+    assert process.returncode == 130, err
+    assert "Traceback" not in err
+    assert "4 of 4 cells finished" not in err
+    assert not [run for run in store.run_ids() if store.status(run) in ("running", "done", "failed")]
+
+
 def test_runs_whose_parent_is_killed_save_and_stop(tmp_path: Path, run_py) -> None:
     store = Store(tmp_path / "store")
     process = run_py("-m", *TINY, *AXES, "budget.tokens=6400000")
@@ -179,6 +192,24 @@ def test_runs_whose_parent_is_killed_save_and_stop(tmp_path: Path, run_py) -> No
     process.wait()
     begun = [run for run in store.run_ids() if store.last_attempt(run)]
     wait_for(lambda: all(store.status(run) == "interrupted" for run in begun))
+
+
+def test_cells_that_share_a_run_are_all_named_when_it_fails(run_py) -> None:
+    same = "init_seed:1,exec.device:'cuda:99'"
+    process = run_py("-m", *TINY, f"+sweep.rows={{a:{{{same}}},b:{{{same}}},c:{{init_seed:2}}}}", "sweep.name=twins")
+    _, err = process.communicate()
+    assert process.returncode == 1
+    assert "failed: a" in err
+    assert "failed: b" in err
+    assert "1 of 3 cells finished" in err
+
+
+def test_latest_is_what_was_last_asked_for(tmp_path: Path, run_py) -> None:
+    for seeds in ("1,2", "1,3", "1,2"):
+        run_py("-m", *TINY, f"init_seed={seeds}").communicate()
+    requests = Store(tmp_path / "store").requests()
+    assert len(requests) == 2
+    assert "init_seed=1,2" in requests[-1].overrides
 
 
 def test_a_record_cut_in_half_is_named_and_the_rest_is_run(tmp_path: Path, run_py) -> None:
@@ -206,6 +237,15 @@ def test_a_record_cut_in_half_is_named_and_the_rest_is_run(tmp_path: Path, run_p
         (["mode=trian"], "mode = 'trian': expected one of run, plan, eval"),
         (["-m", "+sweep=demo", "hydra/launcher=basic"], "hydra/launcher = basic: expected local"),
         (["mode=eval"], "expected a finished run to evaluate"),
+        (["sweep.seeds=3"], "sweep.seeds = 3: expected -m"),
+        (["model.rato=1:1", "modle=inter"], "model.rato = '1:1': unknown setting"),
+        (["model=[1,2]"], "error: "),
+        (["=3"], "error: "),
+        (["-m", "--cfg", "job", "+sweep=demo"], "error: "),
+        (["-m", "+sweep=demo", "hydra.launcher.workers=-1"], "hydra.launcher.workers = -1: expected a whole number"),
+        (["-m", "+sweep=demo", "hydra/sweeper=basic"], "leave hydra/sweeper=ablation"),
+        (["data=dclm", "model.vocab_size=null"], "expected data that this version can train on"),
+        (["store.checkpoints="], "empty text"),
     ],
 )
 def test_a_mistake_is_one_message_on_stderr_and_a_code(run_py, arguments: list[str], message: str) -> None:
@@ -229,7 +269,7 @@ def test_sweeps_commands_read_a_store_that_was_trained_into(tmp_path: Path, run_
     logs = python_m("sweeps", "logs", first, cwd=tmp_path)
     assert "ends: done" in logs.stdout
     missing = python_m("sweeps", "status", "dmeo", cwd=tmp_path)
-    assert missing.returncode == 1
+    assert missing.returncode == 2
     assert "never asked for" in missing.stderr
     evaluated = run_py("-m", *TINY, "init_seed=1,2", "mode=eval")
     out, err = evaluated.communicate()
