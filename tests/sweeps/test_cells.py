@@ -238,6 +238,17 @@ def test_golden_ids_never_move(name: str) -> None:
     assert run_id(run) == GOLDEN[name]["run_id"]
 
 
+# What the shipped sweeps mean. A change here makes everybody's finished runs of that sweep new ones: where that is
+# meant, say so in CHANGELOG and renew the file; where it is not, something between conf/ and the RunSpec has moved.
+GOLDEN_CELLS = json.loads((Path(__file__).parent / "golden_cells.json").read_text())
+
+
+@pytest.mark.parametrize("command", GOLDEN_CELLS)
+def test_shipped_cells_keep_their_runs(expand_request, command: str) -> None:
+    found = {cell.name: cell.run_id for cell in expand_request(*command.split()).request.cells}
+    assert {name: found.get(name) for name in GOLDEN_CELLS[command]} == GOLDEN_CELLS[command]
+
+
 def test_every_field_of_a_run_is_part_of_its_id(resolve) -> None:
     """Each leaf of the canonical JSON, changed, gives another id."""
     run = resolve("model.depth=2", "stop={metric:accuracy,threshold:0.9,every_tokens:20480,examples:512}").run
