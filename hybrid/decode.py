@@ -183,16 +183,8 @@ _WORDS: dict[Any, str] = {
 
 
 def _describe(kind: Any) -> str:
-    names = {
-        int: "a whole number",
-        float: "a number",
-        str: "a text",
-        bool: "true or false",
-        type(None): "null",
-        Any: "a value",
-    }
-    if kind in names:
-        return names[kind]
+    if kind in _WORDS:
+        return _WORDS[kind]
     if typing.get_origin(kind) in (Union, types.UnionType):
         return " or ".join(_describe(member) for member in typing.get_args(kind))
     if typing.get_origin(kind) is tuple:
