@@ -68,6 +68,8 @@ class Composer:
             try:
                 override = parser.parse_overrides([argument])[0]
                 key = override.get_key_element()
+                if not key.strip("+~"):
+                    raise ConfigError("expected key=value")
                 swept = override.is_sweep_override()
                 if swept and not override.is_discrete_sweep():
                     raise ConfigError("an interval has no list of values; give the values, separated by commas")

@@ -240,7 +240,7 @@ def test_a_record_cut_in_half_is_named_and_the_rest_is_run(tmp_path: Path, run_p
         (["sweep.seeds=3"], "sweep.seeds = 3: expected -m"),
         (["model.rato=1:1", "modle=inter"], "model.rato = '1:1': unknown setting"),
         (["model=[1,2]"], "error: "),
-        (["=3"], "error: "),
+        (["=3"], "=3: expected key=value"),
         (["-m", "--cfg", "job", "+sweep=demo"], "error: "),
         (["-m", "+sweep=demo", "hydra.launcher.workers=-1"], "hydra.launcher.workers = -1: expected a whole number"),
         (["-m", "+sweep=demo", "hydra/sweeper=basic"], "leave hydra/sweeper=ablation"),
