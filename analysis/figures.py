@@ -61,8 +61,10 @@ def kind_of(results: Results) -> FigureKind:
     match asked:
         case None | True:
             return "survival" if results.is_probe else "curves"
-        case "survival" | "curves":
-            return asked  # type: ignore[no-any-return]
+        case "survival":
+            return "survival"
+        case "curves":
+            return "curves"
         case _:
             raise ConfigError(f"sweep.report.figure = {asked}: expected survival or curves")
 

@@ -154,7 +154,8 @@ def main() -> None:
         for shape in LAYER_SHAPES:
             print(layer_row(*shape, arguments.seconds), flush=True)
     steps = {"head_dim 16": toy_step(16), "head_dim 32": toy_step(32)}
-    print("toy training step, ms:", interleaved_medians(steps, max(arguments.seconds, 3.0)))
+    medians_ms = interleaved_medians(steps, max(arguments.seconds, 3.0))
+    print("toy training step:", ", ".join(f"{name} {ms:.1f} ms" for name, ms in medians_ms.items()))
     if arguments.profile:
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
             for _ in range(20):

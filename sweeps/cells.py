@@ -51,7 +51,7 @@ class SweepConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class CellRun:
-    """A cell with the run that it stands for, and the arguments of `python run.py` that give the same run alone."""
+    """A cell with the run that it stands for, and the overrides that plain Hydra composes to the same configuration."""
 
     cell: Cell
     resolved: Resolved

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
 
-from hybrid.config import Resolved, read_config
+from hybrid.config import read_config
 from hybrid.cost import layout_of
 from hybrid.decode import decode
 from hybrid.layout import compact
@@ -111,7 +111,7 @@ def run_single(config: Mapping[str, Any], launcher: Launcher) -> int:
     mode, plan_format, store = _surroundings(config)
     _check_no_sweep(config)
     resolved = read_config(config, stdlib_fingerprint=_fingerprint)
-    name = _single_name(resolved)
+    name = compact(layout_of(resolved.run.model))
     cell = Cell(name=name, row=name, axes={}, seed=None, run_id=run_id(resolved.run))
     run = CellRun(cell=cell, resolved=resolved, arguments=())
     plan = make_plan([run], store)
@@ -157,10 +157,6 @@ def _check_trainable(runs: Sequence[CellRun]) -> None:
 def _title(expansion: Expansion) -> str:
     overrides = " ".join(expansion.request.overrides)
     return f"request {expansion.request.sweep}{f' ({overrides})' if overrides else ''}"
-
-
-def _single_name(resolved: Resolved) -> str:
-    return compact(layout_of(resolved.run.model))
 
 
 def _print_plan(expansion: Expansion, store: Store, plan_format: str) -> int:

@@ -251,7 +251,9 @@ def _attempt(
     ):
 
         def log(message: str) -> None:
-            print(f"{now()} {message}", file=log_file, flush=True)
+            # A line that cannot be written is not worth a run, least of all one whose record is published.
+            with contextlib.suppress(OSError):
+                print(f"{now()} {message}", file=log_file, flush=True)
 
         if own_process:
             os.dup2(log_file.fileno(), 1)
@@ -263,8 +265,7 @@ def _attempt(
             log(f"stops: {ending}")
             raise
         except BaseException as error:
-            with contextlib.suppress(OSError):
-                log("".join(traceback.format_exception(error)))
+            log("".join(traceback.format_exception(error)))
             raise
         log(f"ends: {status}")
         return status
