@@ -57,8 +57,23 @@ class RopeSpec:
 
 
 @dataclass(frozen=True, kw_only=True)
+class WindowSpec:
+    """Sliding window with a sink: row i sees the keys i - size + 1 to i, and the first `sink` keys of the sequence."""
+
+    size: int
+    sink: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class AttentionSpec:
-    """Causal grouped-query attention; no biases. `rope: null` means no position encoding (NoPE)."""
+    """Causal grouped-query attention; no biases. `rope: null` means no position encoding (NoPE).
+
+    `head_dim` is that of queries and keys; that of values is `value_head_dim`, if given. `n_value_heads`, if given, is
+    a multiple of `n_kv_heads`, which is then the number of key heads. `qkv_conv` is the number of taps of a short
+    causal depthwise convolution, without activation, on queries, keys and values (So et al. 2021, "Primer").
+    `softmax_scale: null` is 1 / sqrt(head_dim). With `borrows_kv` there are no key and value projections: the keys and
+    values are those of the nearest block before that has its own (Dong et al. 2024, "Hymba").
+    """
 
     kind: ClassVar[str] = "attention"
     revision: ClassVar[int] = 1
@@ -67,6 +82,55 @@ class AttentionSpec:
     n_kv_heads: int
     head_dim: int
     rope: RopeSpec | None
+    window: WindowSpec | None = added(None)
+    value_head_dim: int | None = added(None)
+    n_value_heads: int | None = added(None)
+    qkv_conv: int | None = added(None)
+    softmax_scale: float | None = added(None)
+    borrows_kv: bool = added(False)
+
+    @property
+    def v_head_dim(self) -> int:
+        """Width of a value head."""
+        return self.head_dim if self.value_head_dim is None else self.value_head_dim
+
+    @property
+    def n_v_heads(self) -> int:
+        """Value heads before they are repeated for the query heads."""
+        return self.n_kv_heads if self.n_value_heads is None else self.n_value_heads
+
+    @property
+    def d_qk(self) -> int:
+        """Width of all queries."""
+        return self.n_heads * self.head_dim
+
+    @property
+    def d_v(self) -> int:
+        """Width of what the heads return, before the output projection."""
+        return self.n_heads * self.v_head_dim
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiffAttentionSpec:
+    """Differential attention (Ye et al. 2024, arXiv 2410.05258): the difference of two softmax maps over one value.
+
+    `n_heads` counts pairs of query heads, `n_kv_heads` pairs of key heads; `head_dim` is that of one query, a value
+    head is twice as wide. The second map is weighted by lambda = exp(q1 . k1) - exp(q2 . k2) + lambda_init with
+    learned vectors, lambda_init = 0.8 - 0.6 exp(-0.3 (depth - 1)) and `depth` counted from 1. `norm: head` is the
+    published form: RMSNorm of every head, times 1 - lambda_init; `none` is the form of arXiv 2510.04800, Table 5,
+    without both. `fusion: add` adds the second map (v3, Table 18).
+    """
+
+    kind: ClassVar[str] = "diff_attention"
+    revision: ClassVar[int] = 1
+
+    n_heads: int
+    n_kv_heads: int
+    head_dim: int
+    rope: RopeSpec | None
+    depth: int
+    norm: Literal["head", "none"]
+    fusion: Literal["diff", "add"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +138,9 @@ class Mamba2Spec:
     """Mamba-2 (Dao & Gu 2024): in-projection, short convolution, SSD, gated RMSNorm, out-projection.
 
     `d_ssm` is the inner width (n_heads * head_dim). A is drawn from [a_init_min, a_init_max] and
-    negated; the initial step sizes are log-uniform in [dt_init_min, dt_init_max].
+    negated; the initial step sizes are log-uniform in [dt_init_min, dt_init_max]. The output is multiplied by silu(z)
+    and then normalised as `gate_norm` says: `rms` over its whole width, `grouped` over each of the `n_groups` parts of
+    it, `none` not at all.
     """
 
     kind: ClassVar[str] = "mamba2"
@@ -89,13 +155,92 @@ class Mamba2Spec:
     a_init_max: float
     dt_init_min: float
     dt_init_max: float
+    gate_norm: Literal["rms", "grouped", "none"] = added("rms")
 
     @property
     def n_heads(self) -> int:
         return self.d_ssm // self.head_dim
 
 
-MixerSpec = AttentionSpec | Mamba2Spec
+@dataclass(frozen=True, kw_only=True)
+class DiffMambaSpec:
+    """Differential Mamba (Schneider et al. 2025, arXiv 2507.06204): the difference of two Mamba-2 mixers.
+
+    `mamba` describes each of the two, with output projections of their own. The second is weighted by lambda =
+    sigmoid(sum of a learned vector) + lambda_init, lambda_init = 0.8 - 0.6 exp(-0.3 (depth - 1)) and `depth` counted
+    from 1. `norm: output` is the authors' form: RMSNorm of the difference, times 1 - lambda_init; `none` leaves out
+    both.
+    """
+
+    kind: ClassVar[str] = "diff_mamba"
+    revision: ClassVar[int] = 1
+
+    mamba: Mamba2Spec
+    depth: int
+    norm: Literal["output", "none"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class IntraSpec:
+    """Attention and Mamba-2 side by side in one block (arXiv 2510.04800, section 3.2).
+
+        y = W_out (a_ssm Norm(M_ssm(x)) (+) a_attn Norm(M_attn(x)))
+
+    M_attn are the heads of `attention` before an output projection, M_ssm the gated output of `mamba` before its own;
+    Mamba's inner norm is `mamba.gate_norm`. `norm: group` is an RMSNorm of each module's whole output.
+    `scalar: scale` is a learned vector for each module; `diff_t` one learned scalar on the attention module,
+    parametrised as lambda in the Differential Transformer with `lambda_depth` as depth; `gate` a learned weight
+    g = sigmoid(w . x) for each token, g on attention and 1 - g on Mamba. `value: shared` makes attention's values, each
+    head repeated, the input x of the recurrence. `fusion: diff` is Mamba minus attention. `output: joint` is one
+    projection, `separate` one for each module. The multipliers are constants on each module's output.
+    """
+
+    kind: ClassVar[str] = "intra"
+    revision: ClassVar[int] = 1
+
+    attention: AttentionSpec
+    mamba: Mamba2Spec
+    norm: Literal["group", "none"]
+    scalar: Literal["none", "scale", "diff_t", "gate"]
+    fusion: Literal["add", "diff", "concat"]
+    value: Literal["separate", "shared"]
+    output: Literal["joint", "separate"]
+    lambda_depth: int | None
+    attention_multiplier: float
+    mamba_multiplier: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShortConvSpec:
+    """A causal depthwise convolution of `d_conv` taps on the block's input, with a bias, and nothing else."""
+
+    kind: ClassVar[str] = "short_conv"
+    revision: ClassVar[int] = 1
+
+    d_conv: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutsideSetting:
+    """One setting of a mixer from a user's own file."""
+
+    name: str
+    value: bool | int | float | str
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutsideSpec:
+    """A mixer of a user's own file (`hybrid.outside`); `version` is what its author raises when curves change."""
+
+    kind: ClassVar[str] = "outside"
+    revision: ClassVar[int] = 1
+
+    name: str
+    version: int
+    settings: tuple[OutsideSetting, ...]
+
+
+MixerSpec = AttentionSpec | Mamba2Spec | DiffAttentionSpec | DiffMambaSpec | IntraSpec | ShortConvSpec | OutsideSpec
 
 
 # --- feed-forward networks, blocks, model -------------------------------------------------------
@@ -111,20 +256,57 @@ class SwigluSpec:
     d_ffn: int
 
 
-FfnSpec = SwigluSpec
+@dataclass(frozen=True, kw_only=True)
+class Relu2Spec:
+    """W_down relu(W_up x)^2 of inner width `d_ffn` (So et al. 2021); no biases."""
+
+    kind: ClassVar[str] = "relu2"
+    revision: ClassVar[int] = 1
+
+    d_ffn: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class MoeSpec:
+    """Mixture of SwiGLU experts: `n_shared` that see every token and the `top_k` best of `n_experts` routed ones.
+
+    Scores are sigmoids. Experts are chosen by score plus bias, and no token is dropped; outputs are weighted by the
+    scores alone, which for `top_k` above 1 are divided by their sum. After every optimiser step the bias of an expert
+    moves by `bias_step` towards the mean load (Wang et al. 2024, arXiv 2408.15664). `d_ffn` is one expert's width.
+    """
+
+    kind: ClassVar[str] = "moe"
+    revision: ClassVar[int] = 1
+
+    d_ffn: int
+    n_experts: int
+    top_k: int
+    n_shared: int
+    bias_step: float
+
+
+FfnSpec = SwigluSpec | Relu2Spec | MoeSpec
 
 
 @dataclass(frozen=True, kw_only=True)
 class BlockSpec:
-    """One pre-norm residual block: a mixer, then a feed-forward network if there is one."""
+    """One pre-norm residual block: a mixer, then a feed-forward network if there is one.
+
+    Blocks of a model with the same `tie` are equal and have one set of parameters.
+    """
 
     mixer: MixerSpec
     ffn: FfnSpec | None
+    tie: str | None = added(None)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSpec:
-    """A causal language model: embedding, blocks in order, final RMSNorm, head."""
+    """A causal language model: embedding, blocks in order, final RMSNorm, head.
+
+    `meta_tokens` learned vectors stand before every sequence; nothing is predicted at them. The multipliers are
+    constants: on the embedding's output, on what every mixer and ffn adds to the residual stream, and on the logits.
+    """
 
     revision: ClassVar[int] = 1
 
@@ -134,6 +316,10 @@ class ModelSpec:
     norm_eps: float
     init_std: float
     blocks: tuple[BlockSpec, ...]
+    meta_tokens: int = added(0)
+    embedding_multiplier: float = added(1.0)
+    residual_multiplier: float = added(1.0)
+    logit_multiplier: float = added(1.0)
 
 
 # --- data ---------------------------------------------------------------------------------------
@@ -270,7 +456,8 @@ class ExecSpec:
     """How a run is carried out; never part of its identity.
 
     `microbatch` is sequences per forward pass (null: the whole batch); `checkpoint_every_s` is wall
-    time between checkpoints, `eval_every_tokens` the distance between validations during training (null: only
+    time between checkpoints, `kernels` the implementation of its operations (`hybrid.ops.kernels`), `mixers` files that
+    define outside mixers, `eval_every_tokens` the distance between validations during training (null: only
     at the end); `lease_s` is how long a silent copy of a run is given before another takes it over.
     """
 
@@ -284,3 +471,5 @@ class ExecSpec:
     heartbeat_s: float
     lease_s: float
     activation_checkpointing: bool
+    kernels: Literal["torch", "fused", "auto"]
+    mixers: tuple[str, ...]

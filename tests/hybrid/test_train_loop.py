@@ -82,6 +82,8 @@ EXECUTION = ExecSpec(
     heartbeat_s=5.0,
     lease_s=60.0,
     activation_checkpointing=False,
+    kernels="torch",
+    mixers=(),
 )
 
 
