@@ -1,10 +1,11 @@
 """Whole numbers from budgets: tokens to whole batches, depth from a parameter count."""
 
 import re
+from collections.abc import Sequence
 from decimal import Decimal
 
 from hybrid.cost import block_params
-from hybrid.layout import Ratio, attention_blocks
+from hybrid.layout import Ratio, first_blocks
 from hybrid.spec import BlockSpec, ConfigError
 
 _SUFFIX = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9, "t": 10**12}
@@ -44,21 +45,32 @@ def whole_batches(tokens: int, batch_tokens: int) -> int:
     return (2 * tokens + batch_tokens) // (2 * batch_tokens) * batch_tokens
 
 
-def matched_depth(ratio: Ratio, attention: BlockSpec, mamba: BlockSpec, d_model: int, reference_depth: int) -> int:
-    """The depth whose parameters come nearest to those of `reference_depth` attention blocks.
+def matched_depth(ratio: Ratio, first: BlockSpec, second: BlockSpec, d_model: int, target_params: int) -> int:
+    """The depth whose blocks' parameters come nearest to `target_params`.
 
-    This one rule gives every depth of the paper's Tables 4 and 6 (16, 13, 7+7, 3+10, 2+11 and 1+12 blocks at 1B;
-    14, 11, 6+6, 3+8, 2+9 and 1+10 at 350M). Of two equally near depths the smaller one is taken. Embeddings do not
-    count.
+    With the parameters of the scale's attention blocks as target, this one rule gives every depth of the paper's Tables
+    4 and 6 (16, 13, 7+7, 3+10, 2+11 and 1+12 blocks at 1B; 14, 11, 6+6, 3+8, 2+9 and 1+10 at 350M) and of v3's Table
+    18 (16, 15, 14 and 13). Of two equally near depths the smaller one is taken. Embeddings do not count.
     """
-    per_attention = block_params(attention, d_model)
-    per_mamba = block_params(mamba, d_model)
-    target = reference_depth * per_attention
+    per_first, per_second = block_params(first, d_model), block_params(second, d_model)
 
     def mismatch(depth: int) -> int:
-        n_attention = attention_blocks(ratio, depth)
-        return abs(n_attention * per_attention + (depth - n_attention) * per_mamba - target)
+        n_first = first_blocks(ratio, depth)
+        return abs(n_first * per_first + (depth - n_first) * per_second - target_params)
 
-    shallowest = 2 if ratio.attention and ratio.mamba else 1
-    deepest = max(shallowest, target // min(per_attention, per_mamba) + 1)
+    shallowest = 2 if ratio.first and ratio.second else 1
+    deepest = max(shallowest, target_params // min(per_first, per_second) + 1)
     return min(range(shallowest, deepest + 1), key=mismatch)
+
+
+def matched_repeats(pattern: Sequence[BlockSpec], d_model: int, target_params: int) -> int:
+    """The depth at which a pattern of blocks, repeated and cut, comes nearest to `target_params`; the smaller of two
+    equally near ones."""
+    depth, total, best, best_mismatch = 0, 0, 1, -1
+    while total <= target_params or depth == 0:
+        total += block_params(pattern[depth % len(pattern)], d_model)
+        depth += 1
+        mismatch = abs(total - target_params)
+        if best_mismatch < 0 or mismatch < best_mismatch:
+            best, best_mismatch = depth, mismatch
+    return best

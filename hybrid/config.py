@@ -8,24 +8,19 @@ import dataclasses
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any, Literal, TypeVar, assert_never, cast
 
-from hybrid.budget import matched_depth, parse_count, whole_batches
+from hybrid import outside
+from hybrid.budget import parse_count, whole_batches
 from hybrid.corpus import check_recall
-from hybrid.cost import block_params
-from hybrid.decode import decode, did_you_mean
-from hybrid.layout import ATTENTION, Placement, Ratio, layout, parse_ratio
+from hybrid.decode import decode
+from hybrid.model_config import ModelConfig, attention_in, resolve_model
 from hybrid.spec import (
     AdamWSpec,
-    AttentionSpec,
-    BlockSpec,
     ConfigError,
     DataSpec,
     ExecSpec,
-    FfnSpec,
     HubSpec,
-    Mamba2Spec,
     ModelSpec,
     RecallSpec,
     RunSpec,
@@ -36,30 +31,9 @@ from hybrid.spec import (
 
 R = TypeVar("R")
 Count = Any  # a whole number as users write it: 2048, 6e10, "60B"
-_DEEPEST, _LARGEST = 10_000, 10_000_000
-PLACEMENT_NAMES = ("front", "middle", "end")
 
 # Settings that say where and how, not what: they never reach a RunSpec, and the command line's entry points own them.
-SURROUNDINGS = ("mode", "plan", "store", "sweep", "hydra")
-
-
-@dataclass(frozen=True, kw_only=True)
-class ModelConfig:
-    """The `model` settings. `depth: null` takes the depth that matches `reference_depth` attention blocks in
-    parameters."""
-
-    ratio: Any
-    placement: Any
-    depth: int | None
-    reference_depth: int
-    d_model: int
-    vocab_size: int | None
-    tie_embeddings: bool
-    norm_eps: float
-    init_std: float
-    attention: AttentionSpec
-    mamba: Mamba2Spec
-    ffn: FfnSpec | None
+SURROUNDINGS = ("mode", "generate", "plan", "store", "sweep", "hydra")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,23 +107,22 @@ def read_config(config: Mapping[str, Any], *, stdlib_fingerprint: Fingerprints) 
     """
     settings = {key: value for key, value in config.items() if key not in SURROUNDINGS}
     typed = decode(Config, settings)
+    outside.load(typed.exec.mixers)
     collect = _Collector()
     data = collect(lambda: _data(typed.data, stdlib_fingerprint))
-    collect(lambda: _check_widths(typed.model))
     batch_tokens = collect(lambda: parse_count(typed.batch_tokens, "batch_tokens"))
     tokens = collect(lambda: parse_count(typed.budget.tokens, "budget.tokens"))
-    ratio = collect(lambda: parse_ratio(typed.model.ratio, "model.ratio"))
-    placement = collect(lambda: _placement(typed.model.placement))
     collect(lambda: _check_scalars(typed))
+    model = collect(lambda: resolve_model(typed.model, 0 if data is None else data.vocab_size))
     collect.stop_if_any()
-    model = collect(lambda: _model(typed.model, ratio, placement, data))
     length = collect(lambda: _length(typed, tokens, batch_tokens))
+    collect(lambda: _check_windows(model.spec, typed.seq_len))
     collect(lambda: _check_data(data, typed.seq_len))
     collect(lambda: _check_execution(typed.exec))
     collect.stop_if_any()
     train_tokens, schedule, stop = length
     run = RunSpec(
-        model=model,
+        model=model.spec,
         data=data,
         optim=typed.optim,
         schedule=schedule,
@@ -161,14 +134,7 @@ def read_config(config: Mapping[str, Any], *, stdlib_fingerprint: Fingerprints) 
         init_seed=typed.init_seed,
         data_seed=typed.data_seed,
     )
-    mismatch = _mismatch(typed.model, model) if typed.model.depth is None else None
-    return Resolved(run=run, execution=typed.exec, param_mismatch=mismatch)
-
-
-def _mismatch(config: ModelConfig, model: ModelSpec) -> float:
-    attention, _ = _blocks(config)
-    reference = config.reference_depth * block_params(attention, model.d_model)
-    return sum(block_params(block, model.d_model) for block in model.blocks) / reference - 1
+    return Resolved(run=run, execution=typed.exec, param_mismatch=model.param_mismatch)
 
 
 class _Collector:
@@ -190,82 +156,6 @@ class _Collector:
     def stop_if_any(self) -> None:
         if self.problems:
             raise ConfigError(self.problems)
-
-
-def _placement(value: object) -> Placement:
-    if isinstance(value, str) and value in PLACEMENT_NAMES:
-        return cast(Placement, value)
-    if isinstance(value, int) and not isinstance(value, bool):
-        return (value,)
-    if isinstance(value, list | tuple) and all(isinstance(p, int) and not isinstance(p, bool) for p in value):
-        return tuple(value)
-    raise ConfigError(
-        f"model.placement = {value!r}: expected {', '.join(PLACEMENT_NAMES)}, or the attention blocks' positions "
-        "counted from 1, such as [4, 8]" + (did_you_mean(value, PLACEMENT_NAMES) if isinstance(value, str) else "")
-    )
-
-
-def _check_widths(model: ModelConfig) -> None:
-    """Dimensions that cannot be built, all of them at once."""
-    a, m = model.attention, model.mamba
-    sizes = {
-        "model.d_model": model.d_model,
-        "model.reference_depth": model.reference_depth,
-        "model.attention.n_heads": a.n_heads,
-        "model.attention.n_kv_heads": a.n_kv_heads,
-        "model.attention.head_dim": a.head_dim,
-        "model.mamba.d_ssm": m.d_ssm,
-        "model.mamba.head_dim": m.head_dim,
-        "model.mamba.d_state": m.d_state,
-        "model.mamba.n_groups": m.n_groups,
-        "model.mamba.d_conv": m.d_conv,
-    }
-    if model.depth is not None:
-        sizes["model.depth"] = model.depth
-    if model.ffn is not None:
-        sizes["model.ffn.d_ffn"] = model.ffn.d_ffn
-    problems = [
-        f"{where} = {size}: expected from 1 to {_LARGEST}" for where, size in sizes.items() if not 1 <= size <= _LARGEST
-    ]
-    if (model.depth or model.reference_depth) > _DEEPEST:
-        problems.append(f"model.depth = {model.depth or model.reference_depth}: expected at most {_DEEPEST} blocks")
-    if problems:
-        raise ConfigError(problems)
-    if a.n_heads % a.n_kv_heads:
-        problems.append(
-            f"model.attention.n_kv_heads = {a.n_kv_heads}: expected a divisor of n_heads = {a.n_heads}"
-            f" (nearest: {_nearest_divisor(a.n_heads, a.n_kv_heads)})"
-        )
-    if a.rope is not None and a.head_dim % 2:
-        problems.append(f"model.attention.head_dim = {a.head_dim}: expected an even number, as RoPE turns pairs")
-    if m.d_ssm % m.head_dim:
-        problems.append(
-            f"model.mamba.head_dim = {m.head_dim}: expected a divisor of d_ssm = {m.d_ssm}"
-            f" (nearest: {_nearest_divisor(m.d_ssm, m.head_dim)})"
-        )
-    elif m.n_heads % m.n_groups:
-        problems.append(
-            f"model.mamba.n_groups = {m.n_groups}: expected a divisor of the {m.n_heads} heads"
-            f" (nearest: {_nearest_divisor(m.n_heads, m.n_groups)})"
-        )
-    scaling = None if a.rope is None else a.rope.scaling
-    if scaling is not None and not 0 < scaling.low_freq_factor < scaling.high_freq_factor:
-        problems.append(
-            f"model.attention.rope.scaling: low_freq_factor, high_freq_factor = {scaling.low_freq_factor}, "
-            f"{scaling.high_freq_factor}: expected 0 < low < high"
-        )
-    for name, low, high in (("a_init", m.a_init_min, m.a_init_max), ("dt_init", m.dt_init_min, m.dt_init_max)):
-        if not 0 < low <= high:
-            problems.append(f"model.mamba.{name}_min, {name}_max = {low}, {high}: expected 0 < min <= max")
-    for where, number in (("model.norm_eps", model.norm_eps), ("model.init_std", model.init_std)):
-        if number <= 0:
-            problems.append(f"{where} = {number}: expected a number above 0")
-    if problems:
-        raise ConfigError(problems)
-
-
-def _nearest_divisor(whole: int, near: int) -> int:
-    return min((d for d in range(1, whole + 1) if whole % d == 0), key=lambda d: abs(d - near))
 
 
 def _check_scalars(config: Config) -> None:
@@ -299,6 +189,19 @@ def _data(value: object, stdlib_fingerprint: Fingerprints) -> DataSpec:
     return cast(DataSpec, decode(cast(Any, DataSpec), value, "data"))
 
 
+def _check_windows(model: ModelSpec, seq_len: int) -> None:
+    """Raises ConfigError for a window that no key is outside of: such a block is attention by another name."""
+    for block in model.blocks:
+        attention = attention_in(block.mixer)
+        window = None if attention is None else attention.window
+        room = seq_len + model.meta_tokens
+        if window is not None and window.size + window.sink >= room:
+            raise ConfigError(
+                f"model.window.size, sink = {window.size}, {window.sink}: together they hold all of a sequence of "
+                f"seq_len = {seq_len}; expected less (nearest size: {max(1, room - window.sink - 1)})"
+            )
+
+
 def _check_data(data: DataSpec, seq_len: int) -> None:
     match data:
         case StdlibSpec():
@@ -316,40 +219,6 @@ def _check_data(data: DataSpec, seq_len: int) -> None:
                 raise ConfigError(f"data.vocab_size = {data.vocab_size}: expected at least 1")
         case _ as never:
             assert_never(never)
-
-
-@lru_cache(maxsize=4096)
-def _block(mixer: AttentionSpec | Mamba2Spec, ffn: FfnSpec | None) -> BlockSpec:
-    return BlockSpec(mixer=mixer, ffn=ffn)
-
-
-def _blocks(model: ModelConfig) -> tuple[BlockSpec, BlockSpec]:
-    return _block(model.attention, model.ffn), _block(model.mamba, model.ffn)
-
-
-def _model(config: ModelConfig, ratio: Ratio, placement: Placement, data: DataSpec) -> ModelSpec:
-    attention, mamba = _blocks(config)
-    depth = config.depth
-    if depth is None:
-        depth = _matched_depth(ratio, attention, mamba, config.d_model, config.reference_depth)
-    pattern = layout(ratio, depth, placement)
-    vocab_size = data.vocab_size if config.vocab_size is None else config.vocab_size
-    if vocab_size < data.vocab_size:
-        raise ConfigError(
-            f"model.vocab_size = {vocab_size}: expected at least the data's {data.vocab_size} "
-            "(null takes the data's own)"
-        )
-    return ModelSpec(
-        d_model=config.d_model,
-        vocab_size=vocab_size,
-        tie_embeddings=config.tie_embeddings,
-        norm_eps=config.norm_eps,
-        init_std=config.init_std,
-        blocks=tuple(attention if mixer == ATTENTION else mamba for mixer in pattern),
-    )
-
-
-_matched_depth = lru_cache(maxsize=4096)(matched_depth)
 
 
 def _length(config: Config, tokens: int, batch_tokens: int) -> tuple[int, TrapezoidSpec, StopSpec | None]:

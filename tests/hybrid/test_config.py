@@ -7,7 +7,7 @@ from hybrid.spec import ConfigError
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("model.ratio=0:0", "0:0: no blocks"),
+        ("model.ratio=0:0", "0:0: nothing of either"),
         ("model.placement=[99]", "outside the blocks"),
         ("model.placement=frnt", "did you mean front"),
         ("model.attention.n_kv_heads=3", "expected a divisor of n_heads = 4"),

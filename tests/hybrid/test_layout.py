@@ -3,7 +3,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hybrid.layout import Ratio, attention_blocks, attention_positions, compact, layout, parse_ratio
+from hybrid.layout import Ratio, first_blocks, positions, compact, layout, parse_ratio
 from hybrid.spec import ConfigError
 
 small = st.integers(0, 59)
@@ -14,12 +14,12 @@ def test_a_ratio_reads_the_same_quoted_and_as_yaml_reads_it_bare(a: int, b: int)
     if (a, b) == (0, 0):
         return
     bare = yaml.safe_load(f"{a}:{b}")
-    assert parse_ratio(bare) == parse_ratio(f"{a}:{b}") == Ratio(attention=a, mamba=b)
+    assert parse_ratio(bare) == parse_ratio(f"{a}:{b}") == Ratio(first=a, second=b)
 
 
 def test_yaml_really_makes_an_integer_of_a_bare_ratio() -> None:
     assert yaml.safe_load("1:12") == 72
-    assert parse_ratio(72) == Ratio(attention=1, mamba=12)
+    assert parse_ratio(72) == Ratio(first=1, second=12)
 
 
 @pytest.mark.parametrize(
@@ -36,7 +36,7 @@ def test_a_hybrid_keeps_a_block_of_each_kind_and_stays_within_half_a_block_of_it
 ) -> None:
     if a + m == 0:
         return
-    n = attention_blocks(Ratio(attention=a, mamba=m), depth)
+    n = first_blocks(Ratio(first=a, second=m), depth)
     if a and m:
         assert 1 <= n <= depth - 1
         exact = depth * a / (a + m)
@@ -48,32 +48,32 @@ def test_a_hybrid_keeps_a_block_of_each_kind_and_stays_within_half_a_block_of_it
 @given(st.integers(1, 30), st.integers(0, 30), st.sampled_from(["front", "middle", "end"]))
 def test_named_placements_give_distinct_positions_within_the_depth(n: int, extra: int, placement: str) -> None:
     depth = n + extra
-    positions = attention_positions(n, depth, placement)
-    assert len(set(positions)) == n
-    assert all(1 <= p <= depth for p in positions)
+    placed = positions(n, depth, placement)
+    assert len(set(placed)) == n
+    assert all(1 <= p <= depth for p in placed)
     if placement == "front":
-        assert positions[0] == 1
+        assert placed[0] == 1
     if placement == "end":
-        assert positions[-1] == depth
+        assert placed[-1] == depth
 
 
 def test_middle_gives_the_papers_positions_where_it_can() -> None:
-    assert attention_positions(1, 13, "middle") == (7,)
-    assert attention_positions(3, 13, "middle") == (3, 7, 11)
-    assert attention_positions(7, 14, "middle") == (2, 4, 6, 8, 10, 12, 14)
-    assert attention_positions(3, 13, "front") == (1, 7, 11)
-    assert attention_positions(3, 13, "end") == (3, 7, 13)
+    assert positions(1, 13, "middle") == (7,)
+    assert positions(3, 13, "middle") == (3, 7, 11)
+    assert positions(7, 14, "middle") == (2, 4, 6, 8, 10, 12, 14)
+    assert positions(3, 13, "front") == (1, 7, 11)
+    assert positions(3, 13, "end") == (3, 7, 13)
 
 
 def test_explicit_positions_are_checked_all_at_once() -> None:
     with pytest.raises(ConfigError) as caught:
-        attention_positions(1, 13, (0, 14, 14))
+        positions(1, 13, (0, 14, 14))
     assert len(caught.value.problems) == 3
 
 
 def test_a_layout_has_one_letter_a_block() -> None:
-    assert layout(Ratio(attention=1, mamba=2), 3, (1,)) == "AMM"
-    assert layout(Ratio(attention=1, mamba=12), 13, "middle") == "MMMMMMAMMMMMM"
+    assert layout(Ratio(first=1, second=2), 3, (1,)) == "AMM"
+    assert layout(Ratio(first=1, second=12), 13, "middle") == "MMMMMMAMMMMMM"
 
 
 @given(st.text("AM", min_size=1, max_size=20))

@@ -1,0 +1,174 @@
+"""Mixers from a user's own file: what such a file defines, and how it is found.
+
+A file that `exec.mixers` names holds one subclass of `OutsideMixer` for each mixer. The class says what the mixer is
+called, what it costs and how its module is built; `model.outside` chooses it by name and version, which are what
+enters a run's identity: where the file lies does not. Raise the version when a change moves loss curves.
+
+This module is torch-free, and so may be the user's file but for the body of `build`: a plan then needs no torch.
+"""
+
+import hashlib
+import importlib.util
+import inspect
+import sys
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from hybrid.decode import did_you_mean
+from hybrid.spec import ConfigError, OutsideSpec
+
+if TYPE_CHECKING:
+    from hybrid.mixers.base import Mixer
+
+Setting = bool | int | float | str
+
+
+class OutsideMixer(ABC):
+    """What a user's file says of one mixer. All counts are exact whole numbers, for one layer.
+
+    `name` and `version` identify it; `defaults` are its settings with their default values, whose types a
+    configuration must keep. FLOPs count a multiply-add as two.
+    """
+
+    name: ClassVar[str]
+    version: ClassVar[int]
+    defaults: ClassVar[Mapping[str, Setting]] = {}
+
+    def check(self, settings: Mapping[str, Setting], d_model: int) -> None:  # noqa: B027 (nothing to check is common)
+        """Raise ConfigError for settings that mean nothing."""
+
+    @abstractmethod
+    def params(self, settings: Mapping[str, Setting], d_model: int) -> int:
+        """Every parameter of the module."""
+
+    @abstractmethod
+    def forward_flops(self, settings: Mapping[str, Setting], d_model: int, seq_len: int) -> int:
+        """Forward FLOPs of one sequence, its matrix products and convolutions as executed (the full convention).
+
+        The paper convention counts three times this for training: it has no formula for mixers of others.
+        """
+
+    @abstractmethod
+    def state_bytes(self, settings: Mapping[str, Setting], d_model: int, seq_len: int, element_bytes: int) -> int:
+        """Bytes that the module's state holds to decode one sequence up to `seq_len` tokens."""
+
+    @abstractmethod
+    def build(self, settings: Mapping[str, Setting], d_model: int) -> "Mixer[Any]":
+        """The module, its parameters not yet set. Import torch here."""
+
+
+_found: dict[tuple[str, int], OutsideMixer] = {}
+_sources: dict[str, str] = {}
+
+
+def load(paths: Sequence[str]) -> None:
+    """Read the files' mixers; a file that is unchanged since it was read is not read again.
+
+    Raises ConfigError for a file that is missing, fails, or defines no mixer, and for a name and version that two
+    files define.
+    """
+    for path in paths:
+        _load_file(Path(path).expanduser().resolve())
+
+
+def source_hashes(paths: Sequence[str]) -> dict[str, str]:
+    """The SHA-256 of each file's content, by its name: provenance of a run that uses it."""
+    return {Path(path).name: _digest(Path(path).expanduser().resolve()) for path in paths}
+
+
+def find(spec: OutsideSpec) -> OutsideMixer:
+    """The definition of a spec's mixer. Raises ConfigError if no file that was read defines it."""
+    mixer = _found.get((spec.name, spec.version))
+    if mixer is not None:
+        return mixer
+    known = [f"{name} version {version}" for name, version in _found]
+    where = f"model.outside = {spec.name} version {spec.version}"
+    if not known:
+        raise ConfigError(f"{where}: no file was read; expected exec.mixers=[your_file.py]")
+    raise ConfigError(f"{where}: no file of exec.mixers defines it{did_you_mean(spec.name, known)}")
+
+
+def settings_of(spec: OutsideSpec) -> dict[str, Setting]:
+    """The settings of a spec, by name."""
+    return {setting.name: setting.value for setting in spec.settings}
+
+
+def with_defaults(name: str, version: int, given: Mapping[str, object], d_model: int) -> dict[str, Setting]:
+    """All settings of a mixer: those given and the defaults of the others. Raises ConfigError with every problem."""
+    mixer = find(OutsideSpec(name=name, version=version, settings=()))
+    problems = []
+    for key, value in given.items():
+        if key not in mixer.defaults:
+            problems.append(f"model.outside.settings.{key}: unknown setting{did_you_mean(key, mixer.defaults)}")
+        elif not _is_like(value, mixer.defaults[key]):
+            problems.append(
+                f"model.outside.settings.{key} = {value!r}: expected a value like its default, {mixer.defaults[key]!r}"
+            )
+    if problems:
+        raise ConfigError(problems)
+    settings = {**mixer.defaults, **{key: _like(value, mixer.defaults[key]) for key, value in given.items()}}
+    mixer.check(settings, d_model)
+    return settings
+
+
+def _is_like(value: object, default: Setting) -> bool:
+    if isinstance(default, bool) or isinstance(value, bool):
+        return isinstance(default, bool) and isinstance(value, bool)
+    if isinstance(default, float):
+        return isinstance(value, int | float)
+    return isinstance(value, type(default))
+
+
+def _like(value: Any, default: Setting) -> Setting:
+    return float(value) if isinstance(default, float) else value
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _load_file(path: Path) -> None:
+    where = f"exec.mixers: {path}"
+    if not path.is_file():
+        raise ConfigError(f"{where}: no such file")
+    digest = _digest(path)
+    if _sources.get(str(path)) == digest:
+        return
+    module = _run(path, where)
+    mixers = [
+        value()
+        for value in vars(module).values()
+        if inspect.isclass(value)
+        and issubclass(value, OutsideMixer)
+        and not inspect.isabstract(value)
+        and value.__module__ == module.__name__
+    ]
+    if not mixers:
+        raise ConfigError(f"{where}: defines no mixer; expected a subclass of hybrid.outside.OutsideMixer")
+    for mixer in mixers:
+        key = (mixer.name, mixer.version)
+        known = _found.get(key)
+        if known is not None and inspect.getfile(type(known)) != str(path):
+            raise ConfigError(
+                f"{where}: {mixer.name} version {mixer.version} is also defined by {inspect.getfile(type(known))}"
+            )
+        _found[key] = mixer
+    _sources[str(path)] = digest
+
+
+def _run(path: Path, where: str) -> ModuleType:
+    name = f"hybrid_outside_{hashlib.sha256(str(path).encode()).hexdigest()[:12]}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise ConfigError(f"{where}: expected a Python file, ending in .py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses and pickle look their module up
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:  # whatever a user's file raises is its problem, said with the file's name
+        del sys.modules[name]
+        raise ConfigError(f"{where}: {type(error).__name__}: {error}") from error
+    return module

@@ -1,0 +1,103 @@
+"""A mixer from a user's own file: chosen by name and version, counted, trained, and refused where it cannot be."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from hybrid import outside
+from hybrid.cost import block_params, block_state_bytes, full_block_forward_flops, run_cost
+from hybrid.decode import canonical_json, decode, encode
+from hybrid.mixers import build_mixer, state_bytes
+from hybrid.model import LanguageModel
+from hybrid.spec import ConfigError, OutsideSpec, RunSpec
+
+EXAMPLE = Path(__file__).parent.parent / "outside" / "moving_average.py"
+CHOSEN = (
+    "model.mixers=[outside,attention]",
+    "model.ratio=1:1",
+    "model.depth=2",
+    "model.outside={name:moving_average,version:1,settings:{d_inner:8}}",
+    f"exec.mixers=[{EXAMPLE}]",
+)
+
+
+def test_an_outside_mixer_is_chosen_like_any_other_and_its_file_stays_out_of_the_identity(resolve) -> None:
+    run = resolve(*CHOSEN).run
+    mixers = [block.mixer for block in run.model.blocks]
+    assert [mixer.kind for mixer in mixers] == ["attention", "outside"]
+    text = canonical_json(run)
+    assert '"name":"moving_average"' in text
+    assert "moving_average.py" not in text
+    assert decode(RunSpec, encode(run)) == run
+
+
+def test_settings_left_out_are_the_defaults_and_give_the_same_run(resolve) -> None:
+    spelt = [c for c in CHOSEN if not c.startswith("model.outside=")]
+    by_default = resolve(*spelt, "model.outside={name:moving_average,version:1,settings:{}}").run
+    spelt_out = resolve(*spelt, "model.outside={name:moving_average,version:1,settings:{d_inner:64}}").run
+    assert by_default == spelt_out
+
+
+def test_the_model_with_it_steps_as_it_runs_forward_and_has_the_parameters_it_declares(resolve) -> None:
+    run = resolve(*CHOSEN).run
+    model = LanguageModel(run.model)
+    model.init_weights(1)
+    assert sum(p.numel() for p in model.parameters()) == run_cost(run).total_params
+    tokens = torch.arange(12).reshape(2, 6)
+    with torch.no_grad():
+        state = model.init_state(2, 6)
+        first, state = model.step(tokens[:, :4], state)
+        rest, _ = model.step(tokens[:, 4:], state)
+        torch.testing.assert_close(torch.cat((first, rest), 1), model(tokens), rtol=0, atol=1e-5)
+
+
+def test_its_costs_are_what_its_file_says(resolve) -> None:
+    run = resolve(*CHOSEN).run
+    block = next(block for block in run.model.blocks if isinstance(block.mixer, OutsideSpec))
+    assert isinstance(block.mixer, OutsideSpec)
+    d_model = run.model.d_model
+    module = build_mixer(block.mixer, d_model, norm_eps=1e-5, ssd_chunk=64)
+    norms_and_ffn = 2 * d_model + 3 * d_model * 256
+    assert block_params(block, d_model) == sum(p.numel() for p in module.parameters()) + norms_and_ffn
+    state = module.init_state(1, 10, torch.device("cpu"), torch.bfloat16)
+    assert block_state_bytes(block, 10, 2) == state_bytes(state)
+    assert full_block_forward_flops(block, d_model, 10) == 10 * (6 * d_model * 8 + 6 * d_model * 256)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("model.outside={name:moving_averag,version:1,settings:{}}", "did you mean moving_average version 1"),
+        ("model.outside={name:moving_average,version:2,settings:{}}", "no file of exec.mixers defines it"),
+        ("model.outside={name:moving_average,version:1,settings:{d_innr:1}}", "did you mean d_inner"),
+        (
+            "model.outside={name:moving_average,version:1,settings:{d_inner:wide}}",
+            "expected a value like its default, 64",
+        ),
+        ("model.outside={name:moving_average,version:1,settings:{d_inner:0}}", "expected at least 1"),
+        ("model.outside=null", "expected {name, version, settings}"),
+        ("exec.mixers=[/nowhere/mine.py]", "no such file"),
+    ],
+)
+def test_what_cannot_be_is_refused_with_a_reason(resolve, change: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        resolve(*CHOSEN, change)
+
+
+def test_a_file_that_fails_or_defines_nothing_is_named(tmp_path: Path) -> None:
+    broken, empty = tmp_path / "broken.py", tmp_path / "empty.py"
+    broken.write_text("1 / 0\n")
+    empty.write_text("x = 1\n")
+    with pytest.raises(ConfigError, match=r"broken\.py: ZeroDivisionError"):
+        outside.load([str(broken)])
+    with pytest.raises(ConfigError, match=r"empty\.py: defines no mixer"):
+        outside.load([str(empty)])
+
+
+def test_two_files_may_not_define_the_same_mixer(tmp_path: Path) -> None:
+    outside.load([str(EXAMPLE)])
+    copy = tmp_path / "copy.py"
+    copy.write_text(EXAMPLE.read_text())
+    with pytest.raises(ConfigError, match="is also defined by"):
+        outside.load([str(copy)])
