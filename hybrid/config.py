@@ -5,16 +5,18 @@ place where the first becomes the second.
 """
 
 import dataclasses
+import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Literal, TypeVar, assert_never, cast
 
 from hybrid import outside
 from hybrid.budget import parse_count, whole_batches
 from hybrid.corpus import check_recall
 from hybrid.decode import decode
-from hybrid.model_config import ModelConfig, attention_in, resolve_model
+from hybrid.model_config import ModelConfig, ResolvedModel, attention_in, resolve_model
 from hybrid.spec import (
     AdamWSpec,
     ConfigError,
@@ -69,7 +71,7 @@ class Config:
     """Everything that a run's configuration may say, surroundings apart."""
 
     scale: str
-    model: ModelConfig
+    model: Any
     data: Any
     optim: AdamWSpec
     schedule: ScheduleConfig
@@ -106,14 +108,17 @@ def read_config(config: Mapping[str, Any], *, stdlib_fingerprint: Fingerprints) 
     ConfigError with every problem found, each with its path.
     """
     settings = {key: value for key, value in config.items() if key not in SURROUNDINGS}
-    typed = decode(Config, settings)
-    outside.load(typed.exec.mixers)
     collect = _Collector()
+    typed = collect(lambda: decode(Config, settings))
+    model_text = json.dumps(settings.get("model"), sort_keys=True, default=repr)
+    collect(lambda: _model_config(model_text))
+    collect.stop_if_any()
+    outside.load(typed.exec.mixers)
     data = collect(lambda: _data(typed.data, stdlib_fingerprint))
     batch_tokens = collect(lambda: parse_count(typed.batch_tokens, "batch_tokens"))
     tokens = collect(lambda: parse_count(typed.budget.tokens, "budget.tokens"))
     collect(lambda: _check_scalars(typed))
-    model = collect(lambda: resolve_model(typed.model, 0 if data is None else data.vocab_size))
+    model = collect(lambda: _resolved_model(model_text, 0 if data is None else data.vocab_size))
     collect.stop_if_any()
     length = collect(lambda: _length(typed, tokens, batch_tokens))
     collect(lambda: _check_windows(model.spec, typed.seq_len))
@@ -135,6 +140,17 @@ def read_config(config: Mapping[str, Any], *, stdlib_fingerprint: Fingerprints) 
         data_seed=typed.data_seed,
     )
     return Resolved(run=run, execution=typed.exec, param_mismatch=model.param_mismatch)
+
+
+@lru_cache(maxsize=4096)
+def _model_config(text: str) -> ModelConfig:
+    """The model settings of a JSON text: the cells of a sweep differ in their seeds more than in their models."""
+    return decode(ModelConfig, json.loads(text), "model")
+
+
+@lru_cache(maxsize=4096)
+def _resolved_model(text: str, data_vocab_size: int) -> ResolvedModel:
+    return resolve_model(_model_config(text), data_vocab_size)
 
 
 class _Collector:

@@ -25,12 +25,16 @@ class Initializer:
 
     def matrix(self, parameter: Tensor) -> None:
         """normal(0, std)."""
-        self._set(parameter, torch.empty(parameter.shape).normal_(0.0, self.std, generator=self._generator(parameter)))
+        self.normal(parameter, self.std)
 
     def residual(self, parameter: Tensor) -> None:
         """normal(0, residual_std), for a projection whose output is added to the residual stream."""
-        generator = self._generator(parameter)
-        self._set(parameter, torch.empty(parameter.shape).normal_(0.0, self.residual_std, generator=generator))
+        self.normal(parameter, self.residual_std)
+
+    def normal(self, parameter: Tensor, std: float) -> None:
+        """normal(0, std) with a standard deviation of the parameter's own."""
+        value = torch.empty(parameter.shape).normal_(0.0, std, generator=self._generator(parameter))
+        self._set(parameter, value)
 
     def uniform(self, parameter: Tensor, low: float, high: float) -> None:
         """Uniform in [low, high]."""

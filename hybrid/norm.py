@@ -1,6 +1,6 @@
 """RMSNorm (Zhang & Sennrich 2019), plain and gated, each with its own backward: half the passes of autograd's.
 
-Shapes: B batch, L length, D features.
+Shapes: B batch, L length, D features, G groups of R features (D = G R).
 """
 
 import torch
@@ -26,16 +26,29 @@ class RMSNorm(nn.Module):
 
 
 class GatedRMSNorm(nn.Module):
-    """RMSNorm of x * silu(z): gated before it is normalised, as in Mamba-2 (Dao & Gu 2024)."""
+    """RMSNorm of x * silu(z): gated before it is normalised, as in Mamba-2 (Dao & Gu 2024).
 
-    def __init__(self, d_model: int, eps: float) -> None:
+    With `n_groups` above 1 each of that many equal, consecutive parts has an RMS of its own; the weight is one vector
+    either way.
+    """
+
+    def __init__(self, d_model: int, eps: float, *, n_groups: int = 1) -> None:
         super().__init__()
         self.eps = eps
+        self.n_groups = n_groups
         self.weight = nn.Parameter(torch.empty(d_model))
 
     def forward(self, x_BLD: Tensor, z_BLD: Tensor) -> Tensor:
         dtype = compute_dtype(x_BLD.dtype)
-        y_BLD: Tensor = _GatedRmsNorm.apply(x_BLD.to(dtype), z_BLD.to(dtype), self.weight.to(dtype), self.eps)
+        x, z, weight = x_BLD.to(dtype), z_BLD.to(dtype), self.weight.to(dtype)
+        if self.n_groups == 1:
+            y_BLD: Tensor = _GatedRmsNorm.apply(x, z, weight, self.eps)
+        else:
+            parts = (self.n_groups, -1)
+            y_BLGR = _GatedRmsNorm.apply(
+                x.unflatten(-1, parts), z.unflatten(-1, parts), weight.unflatten(-1, parts), self.eps
+            )
+            y_BLD = y_BLGR.flatten(-2)
         return y_BLD.to(x_BLD.dtype)
 
 
@@ -46,12 +59,18 @@ def _inverse_rms(x_BLD: Tensor, eps: float) -> Tensor:
 
 
 def _rms_norm_grads(dy_BLD: Tensor, x_BLD: Tensor, rrms_BL1: Tensor, weight_D: Tensor) -> tuple[Tensor, Tensor]:
-    """Gradients of x and of the weight: with n = x rrms, dx = rrms (w dy - n mean(w dy n))."""
+    """Gradients of x and of the weight: with n = x rrms, dx = rrms (w dy - n mean(w dy n)).
+
+    Either of (..., D) and (D), or of (..., G, R) and (G, R).
+    """
     normed_BLD = x_BLD * rrms_BL1
     dyn_BLD = dy_BLD * normed_BLD
-    dweight_D = dyn_BLD.flatten(0, -2).sum(0)
-    with without_autocast(dyn_BLD):
-        mean_BL1 = (dyn_BLD @ weight_D).div_(-x_BLD.shape[-1]).unsqueeze(-1)
+    dweight_D = dyn_BLD.flatten(0, -1 - weight_D.ndim).sum(0)
+    if weight_D.ndim == 1:
+        with without_autocast(dyn_BLD):
+            mean_BL1 = (dyn_BLD @ weight_D).div_(-x_BLD.shape[-1]).unsqueeze(-1)
+    else:
+        mean_BL1 = (dyn_BLD * weight_D).sum(-1, keepdim=True).div_(-x_BLD.shape[-1])
     dx_BLD = torch.addcmul(dy_BLD * weight_D, normed_BLD, mean_BL1).mul_(rrms_BL1)
     return dx_BLD, dweight_D
 

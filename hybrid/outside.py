@@ -91,6 +91,26 @@ def find(spec: OutsideSpec) -> OutsideMixer:
     raise ConfigError(f"{where}: no file of exec.mixers defines it{did_you_mean(spec.name, known)}")
 
 
+def params(spec: OutsideSpec, d_model: int) -> int:
+    """Every parameter of the mixer, as its file counts them."""
+    return find(spec).params(settings_of(spec), d_model)
+
+
+def forward_flops(spec: OutsideSpec, d_model: int, seq_len: int) -> int:
+    """Forward FLOPs of one sequence, as the mixer's file counts them."""
+    return find(spec).forward_flops(settings_of(spec), d_model, seq_len)
+
+
+def state_bytes(spec: OutsideSpec, d_model: int, seq_len: int, element_bytes: int) -> int:
+    """Bytes of one sequence's state, as the mixer's file counts them."""
+    return find(spec).state_bytes(settings_of(spec), d_model, seq_len, element_bytes)
+
+
+def build(spec: OutsideSpec, d_model: int) -> "Mixer[Any]":
+    """The mixer's module, its parameters not yet set."""
+    return find(spec).build(settings_of(spec), d_model)
+
+
 def settings_of(spec: OutsideSpec) -> dict[str, Setting]:
     """The settings of a spec, by name."""
     return {setting.name: setting.value for setting in spec.settings}

@@ -6,7 +6,7 @@ Shapes: B batch, L length, D d_model, F d_inner.
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from hybrid.outside import OutsideMixer, Setting
 from hybrid.spec import ConfigError
@@ -15,7 +15,7 @@ from hybrid.spec import ConfigError
 class MovingAverage(OutsideMixer):
     name = "moving_average"
     version = 1
-    defaults = {"d_inner": 64}
+    defaults: ClassVar[Mapping[str, Setting]] = {"d_inner": 64}
 
     def check(self, settings: Mapping[str, Setting], d_model: int) -> None:
         if int(settings["d_inner"]) < 1:
