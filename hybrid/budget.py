@@ -65,10 +65,16 @@ def matched_depth(ratio: Ratio, first: BlockSpec, second: BlockSpec, d_model: in
 
 def matched_repeats(pattern: Sequence[BlockSpec], d_model: int, target_params: int) -> int:
     """The depth at which a pattern of blocks, repeated and cut, comes nearest to `target_params`; the smaller of two
-    equally near ones."""
+    equally near ones. Tied blocks count once; a pattern of nothing else is not repeated."""
     depth, total, best, best_mismatch = 0, 0, 1, -1
-    while total <= target_params or depth == 0:
-        total += block_params(pattern[depth % len(pattern)], d_model)
+    seen: set[str] = set()
+    adds = any(block.tie is None for block in pattern)
+    while depth == 0 or (total <= target_params and (adds or depth < len(pattern))):
+        block = pattern[depth % len(pattern)]
+        if block.tie is None or block.tie not in seen:
+            total += block_params(block, d_model)
+        if block.tie is not None:
+            seen.add(block.tie)
         depth += 1
         mismatch = abs(total - target_params)
         if best_mismatch < 0 or mismatch < best_mismatch:

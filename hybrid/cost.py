@@ -5,8 +5,9 @@ Two conventions, never added or compared:
 * **paper**: the formulas printed in arXiv 2510.04800 (Table 1 and appendix C). Embedding and head excluded, causal
   pairs only, recurrent scan count, norms, biases and short-convolution arithmetic left out. Budgets and tables use it.
 * **full**: the matrix products and convolutions that the reference code executes, head included: attention over all
-  seq_len x seq_len pairs (no causal discount), a window over blocks of keys (`Softmax.full_keys`), the chunked SSD at
-  `FULL_SSD_CHUNK`. Elementwise work, norms, softmax and the optimiser are not counted. MFU uses it.
+  seq_len x seq_len pairs (no causal discount), a window over blocks of keys (`Softmax.full_keys`), each as through
+  PyTorch's own attention, whatever kernel is in use; the chunked SSD at `FULL_SSD_CHUNK`. Elementwise work, norms,
+  softmax and the optimiser are not counted. MFU uses it.
 
 Where the paper has no formula, its spirit decides. Its parameter count takes the projections of a variant, and leaves
 out scale vectors, lambdas, gates, routers and meta tokens as it leaves out norms; short convolutions on q, k, v count
@@ -106,7 +107,7 @@ class Softmax:
         """Keys that each query is multiplied with in the full convention.
 
         All of them, masked; with a window the sink, the block of `size` keys before the query's own and that block
-        itself, or all where those are fewer.
+        itself, or all where those are fewer. Exact where `size` divides the length, or nothing is cut into blocks.
         """
         return length if self.window is None else min(length, self.window.sink + 2 * self.window.size)
 
@@ -190,7 +191,7 @@ def _diff_attention(a: DiffAttentionSpec, d_model: int) -> Parts:
     d_q, d_kv = 2 * a.n_heads * a.head_dim, 4 * a.n_kv_heads * a.head_dim
     matrices = d_model * (2 * d_q + d_kv)
     lambdas, norm = 4 * a.head_dim, 2 * a.head_dim if a.norm == "head" else 0
-    # The reference code multiplies each of the two maps with the values.
+    # Through PyTorch's attention each of the two maps is multiplied with the values.
     softmax = Softmax(d_qk=d_q, d_v=d_q, full_d_v=2 * d_q, d_kv=d_kv, window=None, borrowed=False)
     return Parts(matrices=matrices, vectors=lambdas + norm, paper_params=matrices, softmaxes=(softmax,))
 

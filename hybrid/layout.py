@@ -40,8 +40,6 @@ LETTERS: dict[BlockKind, str] = {
 }
 """What a block mixes with, as configurations name it, and its letter in a layout."""
 
-ATTENTION = "A"  # until cost.py has its letters from LETTERS
-MAMBA = "M"
 KINDS: dict[str, BlockKind] = {letter: kind for kind, letter in LETTERS.items()}
 
 

@@ -12,7 +12,7 @@ from typing import Any, Literal, assert_never, cast
 
 from hybrid import outside
 from hybrid.budget import matched_depth, matched_repeats
-from hybrid.cost import block_params
+from hybrid.cost import block_params, distinct_blocks
 from hybrid.decode import did_you_mean
 from hybrid.layout import (
     KINDS,
@@ -211,13 +211,15 @@ def resolve_model(config: ModelConfig, data_vocab_size: int) -> ResolvedModel:
     _stop_if_any(_kind_problems(config, kinds))
     mixers = {kind: _mixer(config, kind) for kind in kinds}
     slots, mismatch = _slots(config, period, mixers)
+    blocks = _shared_keys_and_values(tuple(_blocks(config, slots, mixers)), config.kv_sharing)
+    _stop_if_any(_tie_problems(config, blocks))
     spec = ModelSpec(
         d_model=config.d_model,
         vocab_size=vocab_size,
         tie_embeddings=config.tie_embeddings,
         norm_eps=config.norm_eps,
         init_std=config.init_std,
-        blocks=_shared_keys_and_values(tuple(_blocks(config, slots, mixers)), config.kv_sharing),
+        blocks=blocks,
         meta_tokens=config.meta_tokens,
         embedding_multiplier=config.embedding_multiplier,
         residual_multiplier=config.residual_multiplier,
@@ -263,7 +265,8 @@ def _slots(
     reference = config.reference_depth * block_params(_block(config.attention, config.ffn), config.d_model)
 
     def dense(slot: Slot) -> BlockSpec:
-        return _block(mixers[KINDS[slot.letter]], None if slot.bare else config.ffn)
+        kind = KINDS[slot.letter]
+        return _block(mixers[kind], None if slot.bare else config.ffn, kind if kind in config.tied else None)
 
     depth = config.depth
     if config.pattern is not None:
@@ -292,7 +295,8 @@ def _slots(
         )
     if config.depth is not None:
         return slots, None
-    return slots, sum(block_params(dense(slot), config.d_model) for slot in slots) / reference - 1
+    own = distinct_blocks(tuple(dense(slot) for slot in slots))
+    return slots, sum(block_params(block, config.d_model) for block in own) / reference - 1
 
 
 _matched_depth = lru_cache(maxsize=4096)(matched_depth)
@@ -320,14 +324,30 @@ def _block(mixer: MixerSpec, ffn: FfnSpec | None, tie: str | None = None) -> Blo
 
 
 def _blocks(config: ModelConfig, slots: tuple[Slot, ...], mixers: Mapping[BlockKind, MixerSpec]) -> Iterator[BlockSpec]:
-    """The blocks, with experts, ties, and the depths that differential mixers start from."""
-    seen: dict[str, int] = {}
+    """The blocks, with experts, ties, and the depths that differential mixers start from: of tied ones, the first's."""
+    seen: dict[BlockKind, int] = {}
+    first_at: dict[BlockKind, int] = {}
     for i, slot in enumerate(slots, 1):
         kind = KINDS[slot.letter]
-        seen[slot.letter] = seen.get(slot.letter, 0) + 1
-        mixer = _at_depth(mixers[kind], i if config.lambda_depth == "blocks" else seen[slot.letter])
-        tie = kind if kind in config.tied else None
-        yield _block(mixer, None if slot.bare else _ffn(config, i), tie)
+        seen[kind] = seen.get(kind, 0) + 1
+        first_at.setdefault(kind, i)
+        tied = kind in config.tied
+        depth = (first_at[kind] if tied else i) if config.lambda_depth == "blocks" else (1 if tied else seen[kind])
+        yield _block(_at_depth(mixers[kind], depth), None if slot.bare else _ffn(config, i), kind if tied else None)
+
+
+def _tie_problems(config: ModelConfig, blocks: tuple[BlockSpec, ...]) -> list[str]:
+    problems = []
+    for kind in config.tied:
+        alike = {block for block in blocks if block.tie == kind}
+        if not alike:
+            problems.append(f"model.tied = {list(config.tied)}: the model has no {kind} block")
+        elif len(alike) > 1:
+            problems.append(
+                f"model.tied = {list(config.tied)}: the {kind} blocks differ, in their ffn or in whose keys and values "
+                "they use; expected equal blocks, such as with model.moe.every: null and model.kv_sharing: 1"
+            )
+    return problems
 
 
 def _ffn(config: ModelConfig, block: int) -> FfnSpec | None:
@@ -344,7 +364,7 @@ def _ffn(config: ModelConfig, block: int) -> FfnSpec | None:
 
 
 def _at_depth(mixer: MixerSpec, depth: int) -> MixerSpec:
-    """Of a mixer whose lambda starts from its depth, the one at this depth; a tied one keeps the first."""
+    """Of a mixer whose lambda starts from its depth, the one at this depth."""
     match mixer:
         case DiffAttentionSpec() | DiffMambaSpec():
             return dataclasses.replace(mixer, depth=depth)
@@ -682,8 +702,6 @@ def _kind_problems(model: ModelConfig, kinds: list[BlockKind]) -> list[str]:
                 f"model.mamba.n_groups = {model.mamba.n_groups}: expected a divisor of the "
                 f"{half // model.mamba.head_dim} heads of each half"
             )
-    if model.lambda_depth == "blocks" and set(model.tied) & {"diff_attention", "diff_mamba"}:
-        problems.append("model.tied: differential blocks start from their depth, and tied ones have none of their own")
     if "intra" in kinds or "window_intra" in kinds:
         problems += _intra_problems(model)
     if "window_intra" in kinds and model.intra.dim_ratio is not None:

@@ -3,11 +3,13 @@
 import json
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from hybrid.cost import Cost, layout_of, run_cost
+from hybrid.equivalence import EquivalenceClass, equivalence_classes
 from hybrid.layout import compact
+from hybrid.spec import ModelSpec, RunSpec
 from sweeps.cells import CellRun
 from sweeps.store import Status, Store, StoreError, is_final
 from sweeps.text import amount, table
@@ -60,27 +62,62 @@ def missing(plan: Sequence[PlannedCell]) -> list[PlannedCell]:
     return [cell for cell in plan if not is_final(cell.status) and cell.status != "damaged" and cell.same_as is None]
 
 
+def one_models(plan: Sequence[PlannedCell]) -> tuple[EquivalenceClass, ...]:
+    """Labels of cells whose runs differ in nothing but their seeds and a symmetry of their models.
+
+    Of cells with one and the same model the first one's label stands for all.
+    """
+    alike: dict[tuple[Any, ...], dict[ModelSpec, str]] = {}
+    for cell in plan:
+        spec = cell.run.resolved.run
+        rest = tuple(getattr(spec, field.name) for field in fields(RunSpec) if field.name not in _NOT_COMPARED)
+        alike.setdefault(rest, {}).setdefault(spec.model, _label(cell))
+    return tuple(
+        found
+        for models in alike.values()
+        if len(models) > 1
+        for found in equivalence_classes({label: model for model, label in models.items()})
+    )
+
+
+_NOT_COMPARED = ("model", "init_seed", "data_seed")
+
+
+def _label(cell: PlannedCell) -> str:
+    """What cells that differ in nothing but their seed are called together."""
+    return (cell.run.cell.name.rpartition("/")[0] if cell.run.cell.seed is not None else cell.run.cell.name) or "run"
+
+
 def as_json(plan: Sequence[PlannedCell]) -> str:
     """The plan as a JSON list, one object a cell, in full precision; FLOPs are exact integers.
 
-    `train_flops` is in the paper's convention, `full_train_flops` in the full one.
+    `train_flops` is in the paper's convention, `full_train_flops` in the full one. `one_model_with` names the first
+    cells, without their seed, whose model is the same by symmetry, and `symmetry` says why.
     """
-    return json.dumps([_object(cell) for cell in plan], indent=1)
+    first_and_reason = {
+        label: (found.names[0], reason)
+        for found in one_models(plan)
+        for label, reason in zip(found.names[1:], found.reasons, strict=True)
+    }
+    return json.dumps([_object(cell, *first_and_reason.get(_label(cell), (None, None))) for cell in plan], indent=1)
 
 
-def _object(cell: PlannedCell) -> dict[str, Any]:
+def _object(cell: PlannedCell, one_model_with: str | None, symmetry: str | None) -> dict[str, Any]:
     spec, cost = cell.run.resolved.run, cell.cost
     return {
         "name": cell.run.cell.name,
         "run_id": cell.run.cell.run_id,
         "status": cell.status,
         "same_as": cell.same_as,
+        "one_model_with": one_model_with,
+        "symmetry": symmetry,
         "row": cell.run.cell.row,
         "axes": dict(cell.run.cell.axes),
         "seed": cell.run.cell.seed,
         "layout": cell.layout,
         "depth": len(cell.layout),
         "non_embedding_params": cost.non_embedding_params,
+        "active_params": cost.active_params,
         "total_params": cost.total_params,
         "param_mismatch": cell.run.resolved.param_mismatch,
         "train_tokens": spec.train_tokens,
@@ -98,10 +135,12 @@ def as_text(plan: Sequence[PlannedCell], *, title: str) -> str:
     """The plan for people: one line a row of cells that differ in nothing but their seed, then totals."""
     groups: dict[tuple[Any, ...], list[PlannedCell]] = {}
     for cell in plan:
-        label = cell.run.cell.name.rpartition("/")[0] if cell.run.cell.seed is not None else cell.run.cell.name
-        key = (label or "run", cell.layout, cell.cost, cell.run.resolved.run.train_tokens)
+        key = (_label(cell), cell.layout, cell.cost, cell.run.resolved.run.train_tokens)
         groups.setdefault(key, []).append(cell)
-    header = ["cells", "runs", "status", "layout", "params", "vs ref", "total", "tokens", "steps", "FLOPs", "cache"]
+    sparse = any(cell.cost.active_params < cell.cost.non_embedding_params for cell in plan)
+    params = ["params", "active"] if sparse else ["params"]
+    header = ["cells", "runs", "status", "layout", *params, "vs ref", "total", "tokens", "steps", "FLOPs", "cache"]
+    small_print = _SMALL_PRINT + (" active: parameters that one token meets." if sparse else "")
     rows = []
     for (label, layout, cost, tokens), cells in groups.items():
         spec = cells[0].run.resolved.run
@@ -112,7 +151,7 @@ def as_text(plan: Sequence[PlannedCell], *, title: str) -> str:
                 str(len({cell.run.cell.run_id for cell in cells})),
                 ", ".join(f"{count} {status}" for status, count in statuses.items()),
                 compact(layout),
-                amount(cost.non_embedding_params),
+                *(amount(n) for n in (cost.non_embedding_params, cost.active_params)[: len(params)]),
                 _percent(cells[0].run.resolved.param_mismatch),
                 amount(cost.total_params),
                 amount(tokens),
@@ -121,7 +160,20 @@ def as_text(plan: Sequence[PlannedCell], *, title: str) -> str:
                 amount(cost.paper_cache_bytes, binary=True) + "B",
             ]
         )
-    return "\n".join([title, "", table(header, rows), "", _totals(plan), _SMALL_PRINT])
+    return "\n".join([title, "", table(header, rows), "", *_symmetries(plan), _totals(plan), small_print])
+
+
+def _symmetries(plan: Sequence[PlannedCell]) -> list[str]:
+    """A line for each class of cells that are one model: their results differ by chance alone."""
+    lines = []
+    for found in one_models(plan):
+        first, *others = (f"'{name}'" for name in found.names)
+        if len(set(found.reasons)) == 1:
+            lines.append(f"one model by symmetry: {', '.join([first, *others])} ({found.reasons[0]})")
+        else:
+            given = ", ".join(f"{name} ({reason})" for name, reason in zip(others, found.reasons, strict=True))
+            lines.append(f"one model by symmetry: {first}, {given}")
+    return lines
 
 
 _SMALL_PRINT = (

@@ -3,7 +3,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hybrid.layout import Ratio, first_blocks, positions, compact, layout, parse_ratio
+from hybrid.layout import Ratio, compact, first_blocks, layout, parse_ratio, positions
 from hybrid.spec import ConfigError
 
 small = st.integers(0, 59)

@@ -187,6 +187,8 @@ def test_one_model_has_one_spelling(resolve) -> None:
         (("model=jamba", "model.pattern=MQ"), "Q is no block"),
         (("model=jamba", 'model.pattern="(M A"'), "a bracket is not closed"),
         (("model=diff_transformer", "model.attention.n_heads=3"), "pairs heads; expected an even number"),
+        (("model=zamba2", "model.tied=[window]"), "the model has no window block"),
+        (("model=zamba2", "model.tied=[attention]", "model.moe.every=4"), "the attention blocks differ"),
         (("model.kv_sharing=0",), "model.kv_sharing = 0: expected from 1"),
         (("model.attention.n_kv_heads=8",), "expected a divisor of n_heads = 4"),
         (("model.mamba.n_groups=3",), "n_groups = 3: expected a divisor of the 8 heads"),

@@ -70,7 +70,7 @@ def test_its_costs_are_what_its_file_says(resolve) -> None:
     [
         ("model.outside={name:moving_averag,version:1,settings:{}}", "did you mean moving_average version 1"),
         ("model.outside={name:moving_average,version:2,settings:{}}", "no file of exec.mixers defines it"),
-        ("model.outside={name:moving_average,version:1,settings:{d_innr:1}}", "d_innr: unknown setting; did you mean d_inner"),
+        ("model.outside={name:moving_average,version:1,settings:{d_innr:1}}", "unknown setting; did you mean d_inner"),
         (
             "model.outside={name:moving_average,version:1,settings:{d_inner:wide}}",
             "expected a value like its default, 64",
