@@ -1,11 +1,12 @@
 """The contract of a mixer: what a block may ask of the layer that mixes along the sequence.
 
-Shapes: B batch, L length, D d_model.
+Shapes: B batch, L length, D d_model; S positions, J key heads, G value heads, P head_dim, V value head_dim.
 """
 
 import dataclasses
 from abc import ABC, abstractmethod
-from typing import Any, Generic, TypeVar
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar, final
 
 import torch
 from torch import Tensor, nn
@@ -37,6 +38,42 @@ class Mixer(nn.Module, ABC, Generic[State]):
     @abstractmethod
     def step(self, x_BLD: Tensor, state: State) -> tuple[Tensor, State]:
         """The outputs at the next L >= 1 positions, and the state after them."""
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class KeysValues:
+    """What the queries of a whole sequence, or of one step, were compared with; good until the next step.
+
+    The queries are those of the last positions. In a step by one position under a window, the order is any.
+    """
+
+    k_BJSP: Tensor
+    v_BGSV: Tensor
+
+
+class KvMixer(Mixer[State]):
+    """A mixer with attention in it, whose keys and values a later block may borrow (`AttentionSpec.borrows_kv`).
+
+    `lent` is what an earlier block returned for the same positions. It is used if and only if the spec borrows; the
+    keys and values returned are those that were used. A borrower's spec has its lender's key and value heads, rope
+    and window.
+    """
+
+    @abstractmethod
+    def forward_kv(self, x_BLD: Tensor, lent: KeysValues | None) -> tuple[Tensor, KeysValues]:
+        """`forward`, borrowing and lending."""
+
+    @abstractmethod
+    def step_kv(self, x_BLD: Tensor, state: State, lent: KeysValues | None) -> tuple[Tensor, State, KeysValues]:
+        """`step`, borrowing and lending."""
+
+    def forward(self, x_BLD: Tensor) -> Tensor:
+        return self.forward_kv(x_BLD, None)[0]
+
+    def step(self, x_BLD: Tensor, state: State) -> tuple[Tensor, State]:
+        y_BLD, state, _ = self.step_kv(x_BLD, state, None)
+        return y_BLD, state
 
 
 def state_bytes(state: Any) -> int:

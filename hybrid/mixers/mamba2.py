@@ -88,7 +88,7 @@ class Mamba2(Mixer[Mamba2State]):
     def mix(self, x_BLD: Tensor, values_BLI: Tensor | None = None) -> Tensor:
         """`forward` before the output projection: gated, and normalised as the spec says."""
         z_BLI, xBC_BLC, dt_BLH = self._project(x_BLD, values_BLI)
-        xBC_BLC = causal_conv_silu(xBC_BLC, self.conv_weight, self.conv_bias)
+        xBC_BLC = causal_conv_silu(xBC_BLC, self.conv_weight, self.conv_bias, kernels=self.kernels)
         y_BLI, _ = self._scan(xBC_BLC, dt_BLH, None)
         return self._gate(y_BLI, z_BLI)
 
@@ -111,7 +111,9 @@ class Mamba2(Mixer[Mamba2State]):
     ) -> tuple[Tensor, Mamba2State]:
         """`mix` on the next positions after `state`."""
         z_BLI, xBC_BLC, dt_BLH = self._project(x_BLD, values_BLI)
-        xBC_BLC, conv_BTC = causal_conv_silu_step(xBC_BLC, self.conv_weight, self.conv_bias, state.conv_BTC)
+        xBC_BLC, conv_BTC = causal_conv_silu_step(
+            xBC_BLC, self.conv_weight, self.conv_bias, state.conv_BTC, kernels=self.kernels
+        )
         y_BLI, ssm_BHPN = self._scan(xBC_BLC, dt_BLH, state.ssm_BHPN)
         assert ssm_BHPN is not None
         return self._gate(y_BLI, z_BLI), Mamba2State(conv_BTC=conv_BTC, ssm_BHPN=ssm_BHPN)
@@ -154,6 +156,7 @@ class Mamba2(Mixer[Mamba2State]):
             chunk=self.ssd_chunk,
             initial_state_BHPN=initial_state_BHPN,
             return_state=initial_state_BHPN is not None,
+            kernels=self.kernels,
         )
         return (y_BLHP + x_BLHP * self.D.unsqueeze(-1)).flatten(2), final_BHPN
 

@@ -23,12 +23,15 @@ N d_state, G groups. The matrices B and C of the recurrence keep their names fro
 """
 
 from collections.abc import Iterator
+from typing import assert_never
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from hybrid.ops import fused_ssd
+from hybrid.ops.kernels import TORCH, Kernels
 from hybrid.ops.precision import compute_dtype, without_autocast
 
 LOG_DECAY_LIMIT = -80.0
@@ -48,15 +51,23 @@ def ssd(
     chunk: int,
     initial_state_BHPN: Tensor | None = None,
     return_state: bool = True,
+    kernels: Kernels = TORCH,
 ) -> tuple[Tensor, Tensor | None]:
-    """Outputs and final state of the recurrence, by the fastest path there is for these tensors.
+    """Outputs and final state of the recurrence, by the path that `kernels` names, if it takes these tensors.
 
     `dt_BLH` is positive (after its softplus), `A_H` negative. Heads h of group g are the G equal,
     consecutive parts of H. The state (B, H, P, N) is float32, or float64 for float64 inputs; it starts at zero
     unless given, and None is returned in its place without `return_state`, which saves its computation.
     Differentiable once, in all tensor arguments and through both results.
     """
-    return ssd_chunked(
+    match kernels.ssd:
+        case "triton":
+            path = fused_ssd.fused_ssd if fused_ssd.takes(x_BLHP) else ssd_chunked
+        case "torch":
+            path = ssd_chunked
+        case _:
+            assert_never(kernels.ssd)
+    return path(
         x_BLHP,
         dt_BLH,
         A_H,

@@ -1,6 +1,10 @@
 """One contract over every mixer: step equals forward, causality, states, parameter counts, initial values."""
 
+import itertools
 import math
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, final, get_args
 
 import pytest
 import torch
@@ -8,9 +12,25 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from hybrid import outside
+from hybrid.cost import block_state_bytes, mixer_params
 from hybrid.init import Initializer
-from hybrid.mixers import Mixer, build_mixer, state_bytes
-from hybrid.spec import AttentionSpec, Llama3RopeScalingSpec, Mamba2Spec, MixerSpec, RopeSpec
+from hybrid.mixers import KvMixer, Mixer, build_mixer, state_bytes
+from hybrid.spec import (
+    AttentionSpec,
+    BlockSpec,
+    DiffAttentionSpec,
+    DiffMambaSpec,
+    IntraSpec,
+    Llama3RopeScalingSpec,
+    Mamba2Spec,
+    MixerSpec,
+    OutsideSetting,
+    OutsideSpec,
+    RopeSpec,
+    ShortConvSpec,
+    WindowSpec,
+)
 
 CPU = torch.device("cpu")
 D_MODEL = 12
@@ -19,6 +39,7 @@ LLAMA3_ROPE = RopeSpec(
     theta=500_000.0,
     scaling=Llama3RopeScalingSpec(factor=32.0, low_freq_factor=1.0, high_freq_factor=4.0, original_seq_len=64),
 )
+OUTSIDE_FILE = Path(__file__).parent.parent / "outside" / "moving_average.py"
 
 
 def mamba2(
@@ -37,21 +58,165 @@ def mamba2(
     )
 
 
+ATTENTION = AttentionSpec(n_heads=2, n_kv_heads=2, head_dim=6, rope=ROPE)
+GROUPED = AttentionSpec(n_heads=4, n_kv_heads=2, head_dim=4, rope=LLAMA3_ROPE)
+DIFF = DiffAttentionSpec(n_heads=2, n_kv_heads=2, head_dim=4, rope=ROPE, depth=2, norm="head", fusion="diff")
+INTRA = IntraSpec(
+    # Two value heads for one key head, so that the width of all heads is Mamba's whether or not values are shared.
+    attention=AttentionSpec(n_heads=4, n_kv_heads=1, head_dim=4, rope=ROPE, value_head_dim=6, n_value_heads=2),
+    mamba=mamba2(),
+    norm="group",
+    scalar="none",
+    fusion="diff",
+    value="separate",
+    output="separate",
+    lambda_depth=None,
+    attention_multiplier=1.0,
+    mamba_multiplier=1.0,
+)
+
+
+def windowed(spec: AttentionSpec, size: int, sink: int) -> AttentionSpec:
+    return replace(spec, window=WindowSpec(size=size, sink=sink))
+
+
+def intra_forms() -> dict[str, IntraSpec]:
+    """Every setting of the intra-hybrid block's five axes that means something."""
+    forms: dict[str, IntraSpec] = {}
+    for norm, scalar, fusion, value, output in itertools.product(
+        ("group", "none"),
+        ("none", "scale", "diff_t", "gate"),
+        ("add", "diff", "concat"),
+        ("separate", "shared"),
+        ("joint", "separate"),
+    ):
+        if (fusion, output) == ("concat", "separate"):
+            continue
+        forms[f"intra_{norm}_{scalar}_{fusion}_{value}_{output}"] = replace(
+            INTRA,
+            norm=norm,
+            scalar=scalar,
+            fusion=fusion,
+            value=value,
+            output=output,
+            lambda_depth=3 if scalar == "diff_t" else None,
+        )
+    return forms
+
+
 SPECS: dict[str, MixerSpec] = {
-    "attention": AttentionSpec(n_heads=2, n_kv_heads=2, head_dim=6, rope=ROPE),
-    "attention_grouped": AttentionSpec(n_heads=4, n_kv_heads=2, head_dim=4, rope=LLAMA3_ROPE),
+    "attention": ATTENTION,
+    "attention_grouped": GROUPED,
     "attention_nope": AttentionSpec(n_heads=3, n_kv_heads=1, head_dim=5, rope=None),
+    "attention_scaled": replace(GROUPED, softmax_scale=0.1),
+    "attention_wide_values": replace(GROUPED, value_head_dim=6),
+    "attention_narrow_values": replace(GROUPED, value_head_dim=3),
+    "attention_more_values": replace(GROUPED, n_kv_heads=1, n_value_heads=2, value_head_dim=5),
+    "attention_every_value": replace(GROUPED, n_value_heads=4),
+    "attention_convolved": replace(GROUPED, qkv_conv=3),
+    "attention_convolved_by_one_tap": replace(ATTENTION, qkv_conv=1),
+    **{
+        f"window_{size}_{sink}": windowed(GROUPED, size, sink) for size, sink in itertools.product((1, 2, 3), (0, 1, 3))
+    },
+    "window_beyond_the_sequence": windowed(ATTENTION, 100, 5),
+    "window_nope": windowed(replace(GROUPED, rope=None), 3, 1),
+    "window_of_everything": windowed(
+        replace(GROUPED, n_kv_heads=1, n_value_heads=2, value_head_dim=5, qkv_conv=4, softmax_scale=0.4), 2, 1
+    ),
+    "borrower": replace(GROUPED, borrows_kv=True),
+    "borrower_window": windowed(replace(GROUPED, borrows_kv=True), 2, 1),
+    "borrower_of_everything": windowed(
+        replace(GROUPED, n_kv_heads=1, n_value_heads=2, value_head_dim=5, qkv_conv=4, borrows_kv=True), 3, 2
+    ),
+    "borrower_intra": replace(INTRA, attention=replace(INTRA.attention, borrows_kv=True)),
     "mamba2": mamba2(),
     "mamba2_grouped": mamba2(n_groups=2),
     "mamba2_forgetful": mamba2(a_max=20_000.0),
     "mamba2_no_memory_in_conv": mamba2(d_conv=1),
+    "mamba2_grouped_norm": replace(mamba2(n_groups=2), gate_norm="grouped"),
+    "mamba2_no_norm": replace(mamba2(), gate_norm="none"),
+    **{
+        f"diff_attention_{norm}_{fusion}": replace(DIFF, norm=norm, fusion=fusion)
+        for norm, fusion in itertools.product(("head", "none"), ("diff", "add"))
+    },
+    "diff_attention_grouped": replace(DIFF, n_heads=4, rope=LLAMA3_ROPE),
+    "diff_attention_nope": replace(DIFF, n_kv_heads=1, rope=None, head_dim=3),
+    "diff_mamba_output": DiffMambaSpec(mamba=mamba2(), depth=2, norm="output"),
+    "diff_mamba_none": DiffMambaSpec(mamba=replace(mamba2(), gate_norm="none"), depth=1, norm="none"),
+    **intra_forms(),
+    "intra_multiplied": replace(INTRA, attention_multiplier=0.5, mamba_multiplier=2.0),
+    "intra_window": replace(INTRA, attention=windowed(INTRA.attention, 2, 1)),
+    "intra_convolved_and_shared": replace(INTRA, attention=replace(INTRA.attention, qkv_conv=3), value="shared"),
+    "short_conv": ShortConvSpec(d_conv=4),
+    "short_conv_one_tap": ShortConvSpec(d_conv=1),
+    "outside": OutsideSpec(name="moving_average", version=1, settings=(OutsideSetting(name="d_inner", value=10),)),
 }
 every_mixer = pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS.keys())
 
 
-def built(spec: MixerSpec, dtype: torch.dtype = torch.float64) -> Mixer:
-    """A mixer whose every parameter is away from its initial value, so that none is without effect."""
+@final
+@dataclass(frozen=True, kw_only=True)
+class PairState:
+    lender: Any
+    borrower: Any
+
+
+@final
+class Pair(Mixer[PairState]):
+    """A borrower behind its lender, as in two residual blocks."""
+
+    def __init__(self, lender: KvMixer[Any], borrower: KvMixer[Any]) -> None:
+        super().__init__()
+        self.lender, self.borrower = lender, borrower
+
+    def init_weights(self, init: Initializer) -> None:
+        self.lender.init_weights(init)
+        self.borrower.init_weights(init)
+
+    def forward(self, x_BLD: Tensor) -> Tensor:
+        lent_BLD, lent = self.lender.forward_kv(x_BLD, None)
+        y_BLD, _ = self.borrower.forward_kv(x_BLD + lent_BLD, lent)
+        return lent_BLD + y_BLD
+
+    def init_state(self, batch_size: int, max_seq_len: int, device: torch.device, dtype: torch.dtype) -> PairState:
+        lender, borrower = (
+            mixer.init_state(batch_size, max_seq_len, device, dtype) for mixer in (self.lender, self.borrower)
+        )
+        return PairState(lender=lender, borrower=borrower)
+
+    def step(self, x_BLD: Tensor, state: PairState) -> tuple[Tensor, PairState]:
+        lent_BLD, lender, lent = self.lender.step_kv(x_BLD, state.lender, None)
+        y_BLD, borrower, _ = self.borrower.step_kv(x_BLD + lent_BLD, state.borrower, lent)
+        return lent_BLD + y_BLD, PairState(lender=lender, borrower=borrower)
+
+
+def lender_of(spec: MixerSpec) -> MixerSpec | None:
+    """The spec of a block that a borrower can borrow from."""
+    match spec:
+        case AttentionSpec(borrows_kv=True):
+            return replace(spec, borrows_kv=False)
+        case IntraSpec(attention=AttentionSpec(borrows_kv=True) as attention):
+            return replace(spec, attention=replace(attention, borrows_kv=False))
+        case _:
+            return None
+
+
+def module_of(spec: MixerSpec) -> Mixer[Any]:
+    """The mixer, or a borrower with its lender; parameters not set."""
+    outside.load([str(OUTSIDE_FILE)])
     mixer = build_mixer(spec, D_MODEL, norm_eps=1e-5, ssd_chunk=4)
+    lending = lender_of(spec)
+    if lending is None:
+        return mixer
+    lender = build_mixer(lending, D_MODEL, norm_eps=1e-5, ssd_chunk=4)
+    assert isinstance(lender, KvMixer)
+    assert isinstance(mixer, KvMixer)
+    return Pair(lender, mixer)
+
+
+def built(spec: MixerSpec, dtype: torch.dtype = torch.float64) -> Mixer[Any]:
+    """A mixer whose every parameter is away from its initial value, so that none is without effect."""
+    mixer = module_of(spec)
     mixer.init_weights(Initializer(mixer, 1, std=0.5, residual_std=0.5))
     mixer.to(dtype)
     generator = torch.Generator().manual_seed(2)
@@ -66,13 +231,17 @@ def inputs(length: int, dtype: torch.dtype = torch.float64) -> Tensor:
     return torch.randn(2, length, D_MODEL, dtype=torch.float64, generator=generator).to(dtype)
 
 
-def stepped(mixer: Mixer, x: Tensor, pieces: list[int], max_seq_len: int) -> Tensor:
+def stepped(mixer: Mixer[Any], x: Tensor, pieces: list[int], max_seq_len: int) -> Tensor:
     state = mixer.init_state(x.shape[0], max_seq_len, CPU, x.dtype)
     outputs: list[Tensor] = []
     for piece in x.split(pieces, dim=1):
         y, state = mixer.step(piece, state)
         outputs.append(y)
     return torch.cat(outputs, dim=1)
+
+
+def test_every_member_of_the_union_is_here() -> None:
+    assert {type(spec) for spec in SPECS.values()} == set(get_args(MixerSpec))
 
 
 @every_mixer
@@ -146,10 +315,22 @@ def test_step_under_autocast_keeps_the_states_dtype(spec: MixerSpec) -> None:
 @every_mixer
 def test_meta_device_gives_shapes(spec: MixerSpec) -> None:
     with torch.device("meta"):
-        mixer = build_mixer(spec, D_MODEL, norm_eps=1e-5, ssd_chunk=4)
+        mixer = module_of(spec)
         y = mixer(torch.empty(2, 9, D_MODEL))
     assert y.is_meta
     assert y.shape == (2, 9, D_MODEL)
+
+
+@every_mixer
+def test_parameters_and_state_bytes_are_those_of_the_cost(spec: MixerSpec) -> None:
+    mixer, specs = module_of(spec), [spec]
+    if (lending := lender_of(spec)) is not None:
+        specs.append(lending)
+    assert sum(p.numel() for p in mixer.parameters()) == sum(mixer_params(one, D_MODEL) for one in specs)
+    for length in (1, 3, 10):
+        state = mixer.init_state(3, length, CPU, torch.bfloat16)
+        blocks = [BlockSpec(mixer=one, ffn=None) for one in specs]
+        assert state_bytes(state) == 3 * sum(block_state_bytes(block, D_MODEL, length, 2) for block in blocks)
 
 
 @pytest.mark.parametrize("n_kv_heads", [1, 2])
@@ -174,11 +355,45 @@ def test_attention_without_rope_does_not_see_order_beyond_causality() -> None:
     assert not torch.allclose(rope(x)[:, 2:], rope(swapped)[:, 2:], rtol=0, atol=1e-3)
 
 
-def test_stepping_beyond_the_room_in_the_cache_is_refused() -> None:
-    mixer = built(SPECS["attention"])
+@pytest.mark.parametrize(
+    "name", ["window_3_1", "window_of_everything", "borrower_of_everything", "diff_attention_grouped"]
+)
+def test_pieces_of_several_blocks_and_single_steps_equal_forward(name: str) -> None:
+    # The kernels work in blocks of 32 and 64 positions: pieces that end beside, at and beyond them.
+    pieces = [1, 40, 1, 1, 33, 64, 1, 2, 70, 1, 1, 1, 1]
+    mixer, x = built(SPECS[name]), inputs(sum(pieces))
+    with torch.no_grad():
+        torch.testing.assert_close(stepped(mixer, x, pieces, sum(pieces)), mixer(x), rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("window", [(1, 0), (3, 2), (4, 0), (512, 64)])
+def test_a_window_as_long_as_the_sequence_changes_nothing_and_a_shorter_one_does(window: tuple[int, int]) -> None:
+    x, plain, limited = inputs(9), built(GROUPED), built(windowed(GROUPED, *window))
+    same = [
+        torch.allclose(one, other, rtol=0, atol=1e-12) for one, other in zip(plain(x)[0], limited(x)[0], strict=True)
+    ]
+    assert same == [position < sum(window) for position in range(9)]
+
+
+@pytest.mark.parametrize("name", ["attention", "window_3_1", "borrower_window", "diff_attention_head_diff"])
+def test_stepping_beyond_the_room_in_the_cache_is_refused(name: str) -> None:
+    mixer = built(SPECS[name])
     _, state = mixer.step(inputs(3), mixer.init_state(2, 4, CPU, torch.float64))
     with pytest.raises(ValueError, match="step to position 5: the state was made for 4 positions"):
         mixer.step(inputs(2), state)
+
+
+@pytest.mark.parametrize(("max_seq_len", "held"), [(1, 1), (2, 2), (5, 5), (6, 5), (1000, 5)])
+def test_a_windows_state_is_its_size_and_its_sink(max_seq_len: int, held: int) -> None:
+    state = built(windowed(GROUPED, 3, 2)).init_state(3, max_seq_len, CPU, torch.bfloat16)
+    assert state_bytes(state) == 3 * held * 2 * 2 * 4 * 2
+
+
+def test_a_borrowers_state_holds_no_keys_or_values() -> None:
+    borrower = build_mixer(replace(GROUPED, borrows_kv=True), D_MODEL, norm_eps=1e-5, ssd_chunk=4)
+    assert state_bytes(borrower.init_state(3, 10, CPU, torch.bfloat16)) == 0
+    borrower = build_mixer(replace(GROUPED, borrows_kv=True, qkv_conv=4), D_MODEL, norm_eps=1e-5, ssd_chunk=4)
+    assert state_bytes(borrower.init_state(3, 10, CPU, torch.bfloat16)) == 3 * 3 * 16 * 2
 
 
 def test_state_bytes_are_those_of_the_formulas() -> None:

@@ -1,6 +1,6 @@
 """The chunked SSD against the loop that defines it, in values and in all gradients."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -8,7 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from hybrid.ops import fused_ssd
 from hybrid.ops import ssd as ssd_module
+from hybrid.ops.kernels import TORCH
 from hybrid.ops.ssd import LOG_DECAY_LIMIT, ssd, ssd_chunked, ssd_naive
 
 
@@ -221,3 +223,44 @@ def test_meta_tensors_give_shapes_without_values() -> None:
     assert state is not None
     assert state.shape == (2, 4, 3, 4)
     assert y.is_meta
+
+
+TRITON = replace(TORCH, ssd="triton")
+
+
+@pytest.fixture
+def fused_calls(monkeypatch: pytest.MonkeyPatch) -> list[torch.dtype]:
+    """The dtypes that reached the fused path, in whose place PyTorch's own answers."""
+    calls: list[torch.dtype] = []
+
+    def record(x: Tensor, *others: Tensor, **settings: object) -> tuple[Tensor, Tensor | None]:
+        calls.append(x.dtype)
+        return ssd_chunked(x, *others, **settings)
+
+    monkeypatch.setattr(fused_ssd, "fused_ssd", record)
+    return calls
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+def test_fused_kernels_get_half_precision_and_torch_keeps_the_rest(
+    dtype: torch.dtype, fused_calls: list[torch.dtype]
+) -> None:
+    p = problem(dtype=dtype)
+    y, _ = ssd(*p.arguments, chunk=8, kernels=TRITON)
+    assert fused_calls == ([dtype] if dtype.itemsize == 2 else [])
+    assert torch.equal(y, ssd(*p.arguments, chunk=8)[0])
+
+
+def test_fused_kernels_get_float32_where_its_products_may_be_tf32(fused_calls: list[torch.dtype]) -> None:
+    precision = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    try:
+        ssd(*problem(dtype=torch.float32).arguments, chunk=8, kernels=TRITON)
+    finally:
+        torch.set_float32_matmul_precision(precision)
+    assert fused_calls == [torch.float32]
+
+
+def test_nothing_is_fused_unless_asked_for(fused_calls: list[torch.dtype]) -> None:
+    ssd(*problem(dtype=torch.bfloat16).arguments, chunk=8)
+    assert fused_calls == []
