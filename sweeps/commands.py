@@ -5,6 +5,7 @@ stdout is for what was asked for (tables, JSON); everything said on the way goes
 
 import os
 import shlex
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +23,7 @@ from sweeps.launch import End, EndStatus, Launcher
 from sweeps.plan import PlannedCell, as_json, as_text, make_plan, missing
 from sweeps.progress import say
 from sweeps.store import Cell, Store, StoreError
-from sweeps.worker import evaluate_one, explain_failure
+from sweeps.worker import GenerateConfig, evaluate_one, explain_failure, generate_one
 
 EXIT_OK = 0
 EXIT_SOME_FAILED = 1
@@ -46,7 +47,7 @@ class StoreConfig:
     data: str | None
 
 
-Mode = Literal["run", "plan", "eval"]
+Mode = Literal["run", "plan", "eval", "generate"]
 
 
 def open_store(config: Mapping[str, Any]) -> Store:
@@ -80,11 +81,11 @@ def guarded(command: Callable[[], int]) -> int:
 
 
 def run_request(arguments: Sequence[str], launcher: Launcher) -> int:
-    """`python run.py -m ARGUMENTS`: plan the request's cells, and run or evaluate what is missing."""
+    """`python run.py -m ARGUMENTS`: plan the request's cells, and run, evaluate or generate from them."""
     launcher.check()
     with Composer() as composer:
         expansion = expand(arguments, composer, stdlib_fingerprint=_fingerprint)
-    mode, plan_format, store = _surroundings(expansion.config)
+    mode, plan_format, generation, store = _surroundings(expansion.config)
     if mode == "plan":
         return _print_plan(expansion, store, plan_format)
     if mode == "run":
@@ -92,6 +93,8 @@ def run_request(arguments: Sequence[str], launcher: Launcher) -> int:
     store.prepare()
     if mode == "eval":
         return _evaluate(expansion.runs, store)
+    if mode == "generate":
+        return _generate(expansion.runs, generation, store)
     path = store.publish_request(expansion.request)
     plan = make_plan(expansion.runs, store)
     say(as_text(plan, title=_title(expansion)))
@@ -107,8 +110,8 @@ def run_request(arguments: Sequence[str], launcher: Launcher) -> int:
 
 
 def run_single(config: Mapping[str, Any], launcher: Launcher) -> int:
-    """`python run.py ARGUMENTS`: one run into the same store, or its plan, or its evaluation."""
-    mode, plan_format, store = _surroundings(config)
+    """`python run.py ARGUMENTS`: one run into the same store, or its plan, its evaluation, or a text that it makes."""
+    mode, plan_format, generation, store = _surroundings(config)
     _check_no_sweep(config)
     resolved = read_config(config, stdlib_fingerprint=_fingerprint)
     name = compact(layout_of(resolved.run.model))
@@ -123,6 +126,8 @@ def run_single(config: Mapping[str, Any], launcher: Launcher) -> int:
     store.prepare()
     if mode == "eval":
         return _evaluate([run], store)
+    if mode == "generate":
+        return _generate([run], generation, store)
     if plan[0].status == "damaged":
         raise StoreError(_damage(store, run))
     say(as_text(plan, title=f"run {cell.run_id}"))
@@ -139,9 +144,11 @@ def _fingerprint() -> str:
     return stdlib_fingerprint()
 
 
-def _surroundings(config: Mapping[str, Any]) -> tuple[Mode, str, Store]:
+def _surroundings(config: Mapping[str, Any]) -> tuple[Mode, str, GenerateConfig, Store]:
     mode = decode(cast(Any, Mode), config["mode"], "mode")
-    return mode, decode(PlanConfig, config["plan"], "plan").format, open_store(config)
+    generation = decode(GenerateConfig, config["generate"], "generate")
+    generation.check()
+    return mode, decode(PlanConfig, config["plan"], "plan").format, generation, open_store(config)
 
 
 def _check_trainable(runs: Sequence[CellRun]) -> None:
@@ -220,6 +227,10 @@ def _print_result(store: Store, run: CellRun) -> None:
     print(f"{run.cell.run_id} {record['status']}: {_metrics_text(record['metrics'])}")
 
 
+# A model may say anything, and a terminal obeys control characters: all but tabs and ends of lines are shown as U+FFFD.
+_NOT_FOR_TERMINALS = dict.fromkeys(
+    [*(code for code in range(32) if chr(code) not in "\t\n\r"), *range(127, 160)], 0xFFFD
+)
 _FIRST = ("steps", "tokens", "train_loss_nats", "val_loss_nats", "val_accuracy")
 
 
@@ -242,4 +253,32 @@ def _evaluate(runs: Sequence[CellRun], store: Store) -> int:
             say(f"error: {run.cell.name}: {error}")
             continue
         print(f"{run.cell.name} {run.cell.run_id}: {_metrics_text(metrics)}")
+    return EXIT_SOME_FAILED if failed else EXIT_OK
+
+
+def _generate(runs: Sequence[CellRun], settings: GenerateConfig, store: Store) -> int:
+    """Text to stdout, as it is made where somebody watches; which run it is of, where there are several, to stderr."""
+    on_terminal = sys.stdout.isatty()
+    encoding = sys.stdout.encoding or "utf-8"
+
+    def write(piece: str) -> None:
+        if on_terminal:
+            piece = piece.translate(_NOT_FOR_TERMINALS)
+        print(piece.encode(encoding, "replace").decode(encoding), end="", flush=on_terminal)
+
+    failed = False
+    distinct = {run.cell.run_id: run for run in runs}.values()
+    for run in distinct:
+        if len(distinct) > 1:
+            say(f"--- {run.cell.name} {run.cell.run_id}")
+        try:
+            generate_one(store, run.resolved.run, run.resolved.execution, settings, write)
+            print(flush=True)
+        except BrokenPipeError:
+            # Who reads has seen enough; what is still buffered has nowhere to go, at the interpreter's end either.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return EXIT_OK
+        except (StoreError, ConfigError) as error:
+            failed = True
+            say(f"error: {run.cell.name}: {error}")
     return EXIT_SOME_FAILED if failed else EXIT_OK

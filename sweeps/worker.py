@@ -4,6 +4,7 @@
 so that a scheduler's own state is true.
 """
 
+import codecs
 import contextlib
 import json
 import os
@@ -15,14 +16,15 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal, Protocol, TextIO
 
+from hybrid import outside
 from hybrid.cost import run_cost
 from hybrid.decode import digest, encode
-from hybrid.spec import ConfigError, ExecSpec, RunSpec
+from hybrid.spec import ConfigError, ExecSpec, RunSpec, StdlibSpec
 from sweeps.identity import run_id as identify
 from sweeps.store import (
     RECORD_SCHEMA,
@@ -290,6 +292,7 @@ def _train(
     from hybrid.train.checkpoint import CheckpointStore, save_final_weights
     from hybrid.train.loop import Interrupted, train
 
+    outside.load(execution.mixers)  # this process may not be the one that read the configuration
     data = open_data(run.data, run.seq_len, store.data_root)
     checkpoints = CheckpointStore(
         store.checkpoints_dir(attempt.run_id), attempt=attempt.number, run_id=attempt.run_id, log=log
@@ -375,17 +378,7 @@ def evaluate_one(store: Store, run: RunSpec, execution: ExecSpec) -> dict[str, A
     known = store.eval_record(run_id, eval_id)
     if known is not None:
         return known
-    record = store.record(run_id)
-    if record is None or record["status"] != "done":
-        raise StoreError(
-            f"run {run_id}: {store.status(run_id)}: expected a finished run to evaluate; train it first (mode=run)"
-        )
-    weights = store.weights_path(run_id, record["attempt"])
-    if not weights.exists():
-        raise StoreError(
-            f"{weights}: missing: the run is done, but its final weights are gone; "
-            f"move {store.run_dir(run_id)} away to have it trained again"
-        )
+    weights = _final_weights(store, run_id, "evaluate")
     from hybrid.data import open_data
     from hybrid.evals.nll import evaluate_nll, evaluation_batch_size
     from hybrid.train.checkpoint import load_final_weights
@@ -419,6 +412,101 @@ def evaluate_one(store: Store, run: RunSpec, execution: ExecSpec) -> dict[str, A
     return made
 
 
+def _final_weights(store: Store, run_id: str, purpose: str) -> Path:
+    """Where a finished run's weights are. Raises StoreError where it is not done or they are gone."""
+    record = store.record(run_id)
+    if record is None or record["status"] != "done":
+        raise StoreError(
+            f"run {run_id}: {store.status(run_id)}: expected a finished run to {purpose}; train it first (mode=run)"
+        )
+    weights = store.weights_path(run_id, record["attempt"])
+    if not weights.exists():
+        raise StoreError(
+            f"{weights}: missing: the run is done, but its final weights are gone; "
+            f"move {store.run_dir(run_id)} away to have it trained again"
+        )
+    return weights
+
+
+# --- generation ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerateConfig:
+    """The `generate` settings. `temperature` 0 takes the likeliest token; `top_k` and `top_p` null keep all of them."""
+
+    prompt: str
+    tokens: int
+    temperature: float
+    top_k: int | None
+    top_p: float | None
+    seed: int
+
+    def check(self) -> None:
+        """Raises ConfigError for values that mean nothing, all of them at once."""
+        problems = []
+        if self.tokens < 1:
+            problems.append(f"generate.tokens = {self.tokens}: expected at least 1")
+        if self.temperature < 0:
+            problems.append(f"generate.temperature = {self.temperature}: expected 0 (always the likeliest) or more")
+        if self.top_k is not None and self.top_k < 1:
+            problems.append(f"generate.top_k = {self.top_k}: expected at least 1, or null for all tokens")
+        if self.top_p is not None and not 0 < self.top_p <= 1:
+            problems.append(f"generate.top_p = {self.top_p}: expected above 0 and at most 1, or null for all tokens")
+        if not 0 <= self.seed < 2**32:
+            problems.append(f"generate.seed = {self.seed}: expected a whole number from 0 to 2**32 - 1")
+        if problems:
+            raise ConfigError(problems)
+
+
+def generate_one(
+    store: Store, run: RunSpec, execution: ExecSpec, settings: GenerateConfig, write: Callable[[str], object]
+) -> None:
+    """Have a finished run continue the prompt, and `write` the text in pieces as they come, the prompt first.
+
+    It ends where a document does, or after `settings.tokens`; bytes that are no UTF-8 become U+FFFD. Raises
+    ConfigError where the run's data are no text, StoreError where it is not done or its weights are gone.
+    """
+    if not isinstance(run.data, StdlibSpec):
+        raise ConfigError(
+            f"mode = generate: data.kind = {run.data.kind}: expected a run on text, whose tokens are bytes: data=stdlib"
+        )
+    run_id = identify(run)
+    store.check_spec(run_id, run)
+    weights = _final_weights(store, run_id, "generate from")
+    import torch
+
+    from hybrid.data.shards import BOS, EOS
+    from hybrid.evals.nll import autocast
+    from hybrid.generate import stream
+    from hybrid.train.checkpoint import load_final_weights
+    from hybrid.train.loop import build_model, numerics
+
+    # What the command line could not decode is passed on as the bytes that it was.
+    prompt = settings.prompt.encode("utf-8", "surrogateescape")
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    with numerics(execution, run.init_seed):
+        model = build_model(run, execution)
+        load_final_weights(weights, model)
+        device = model.embedding.device
+        tokens = stream(
+            model,
+            torch.tensor([[BOS, *prompt]], device=device),
+            settings.tokens,
+            temperature=settings.temperature,
+            top_k=settings.top_k,
+            top_p=settings.top_p,
+            seed=settings.seed,
+            stop_tokens=(BOS, EOS),
+        )
+        write(decoder.decode(prompt))
+        with autocast(run.dtype, device):
+            for token in map(int, tokens):
+                if token not in (BOS, EOS):
+                    write(decoder.decode(bytes([token])))
+    write(decoder.decode(b"", final=True))
+
+
 # --- provenance ---------------------------------------------------------------------------------
 
 
@@ -433,6 +521,7 @@ def provenance(execution: ExecSpec) -> dict[str, Any]:
         "processor": _processor(),
         "device": execution.device,
         "exec": encode(execution),
+        "mixers": outside.source_hashes(execution.mixers),
         "command": sys.argv,
     }
 

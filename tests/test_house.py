@@ -24,6 +24,9 @@ TORCH_FREE = (
 )
 
 
+TRAINING = ("hybrid.train", "hybrid.evals", "hybrid.data", "hybrid.model", "hybrid.generate")
+
+
 def for_types_only(node: ast.AST) -> bool:
     return isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
 
@@ -70,7 +73,7 @@ def test_the_torch_free_files_import_no_torch_and_only_each_other(repo: Path) ->
 def test_only_the_worker_reaches_training(repo: Path) -> None:
     for path in files(repo, "sweeps"):
         relative = path.relative_to(repo / "sweeps").as_posix()
-        reached = touches(imports(path), "hybrid.train", "hybrid.evals", "hybrid.data", "hybrid.model", "torch")
+        reached = touches(imports(path), *TRAINING, "torch")
         assert relative == "worker.py" or not reached, path
 
 

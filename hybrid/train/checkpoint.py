@@ -22,7 +22,7 @@ from typing import Any, BinaryIO, Final, cast, final
 
 import safetensors.torch
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from hybrid.durable import make_dir, sync_dir
 from hybrid.spec import ConfigError
@@ -155,8 +155,8 @@ class CheckpointStore:
 
 
 def save_final_weights(path: Path, model: nn.Module) -> None:
-    """Export the model's parameters as safetensors: whole under its name, or not there. Raises OSError."""
-    tensors = {name: parameter.detach().contiguous() for name, parameter in model.named_parameters()}
+    """Export what a trained model consists of as safetensors: whole under its name, or not there. Raises OSError."""
+    tensors = {name: tensor.detach().contiguous() for name, tensor in _trained(model).items()}
     make_dir(path.parent)
     temporary = path.with_name(f".{path.name}-{socket.gethostname()}-{os.getpid()}.tmp")
     with _replacing(path, temporary) as file:
@@ -169,14 +169,22 @@ def load_final_weights(path: Path, model: nn.Module) -> None:
         tensors = safetensors.torch.load(path.read_bytes())
     except safetensors.SafetensorError as error:
         raise ConfigError(f"{path} = {error}: expected whole safetensors; train the run again to have them") from None
-    wanted = {name: parameter.shape for name, parameter in model.named_parameters()}
+    into = _trained(model)
+    wanted = {name: tensor.shape for name, tensor in into.items()}
     found = {name: tensor.shape for name, tensor in tensors.items()}
     if wanted != found:
         names = sorted(name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name))
         raise ConfigError(f"{path} = weights of another model: expected the same {', '.join(names)}")
     with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            parameter.copy_(tensors[name])
+        for name, tensor in into.items():
+            tensor.copy_(tensors[name])
+
+
+def _trained(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters, and buffers that belong to the model's state, such as experts' biases: each tensor once."""
+    state = model.state_dict(keep_vars=True).keys()
+    buffers = {name: buffer for name, buffer in model.named_buffers() if name in state}
+    return {**dict(model.named_parameters()), **buffers}
 
 
 # --- the format ---------------------------------------------------------------------------------

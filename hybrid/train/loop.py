@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from typing import Any, Final, Literal, Protocol, assert_never, final
+from typing import Any, ClassVar, Final, Literal, Protocol, assert_never, final
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +21,8 @@ from torch import Tensor, nn
 from hybrid.data import NOT_SCORED, Batch, DataSource
 from hybrid.evals.nll import NllResult, autocast, batch_loss, evaluate_nll, evaluation_batch_size
 from hybrid.model import LanguageModel
-from hybrid.spec import ConfigError, ExecSpec, RunSpec, StopSpec
+from hybrid.ops.kernels import select
+from hybrid.spec import ConfigError, ExecSpec, MoeSpec, RunSpec, StopSpec
 from hybrid.train.checkpoint import Checkpoint, CheckpointStore
 from hybrid.train.optim import build_optimizer, clip_gradients, global_norm, gradients
 from hybrid.train.schedule import learning_rate
@@ -80,12 +81,17 @@ class Outcome:
 
 
 def build_model(spec: RunSpec, execution: ExecSpec) -> LanguageModel:
-    """The run's model with its initial weights, on the run's device. Raises ConfigError if there is no such device."""
+    """The run's model with its initial weights, on the run's device.
+
+    Raises ConfigError if there is no such device, or not the kernels that were asked for.
+    """
     device = _device(execution)
+    kernels = select(execution.kernels, device)
     with torch.device("meta"):
         model = LanguageModel(
             spec.model,
             ssd_chunk=execution.ssd_chunk,
+            kernels=kernels,
             activation_checkpointing=execution.activation_checkpointing,
         )
     model.to_empty(device=device)
@@ -101,13 +107,18 @@ def train(
     `metrics` of the outcome: `steps` and `tokens` of the updates made; `train_loss_nats`, mean over the last
     `FINAL_LOSS_STEPS` updates (None if none was made); of the validation at the end, which reads at most
     `VALIDATION_TOKENS`: `val_loss_nats`, `val_accuracy`, `val_bits_per_byte` (None where tokens are not bytes) and
-    `val_tokens` scored (all None, and 0, if diverged);
+    `val_tokens` scored (all None, and 0, if diverged); `expert_load_max`, mean over the same updates as the loss (None
+    without experts);
     `solved` (None without a stop rule) and `steps_to_threshold`; `wall_s`, all of it, attempts before a resume
     included; `tokens_per_s` of the steps alone; and for a diverged run the `reason`.
 
     Metric lines hold means since the line before (`train_loss_nats`, `tokens_per_s`) and values of the line's step
     (`lr`, `grad_norm`, before clipping). Validation lines come where a validation during training is due; one comes
     at the end too, unless the run has a stop rule, whose examples are not those of the end.
+
+    With experts, lines hold means of `expert_load_max` and `expert_load_min` too: how many tokens of a step's batch
+    the most and the least used expert of a block was given, over the mean of the block's experts, averaged over the
+    blocks. 1 is even.
 
     Raises Interrupted if the observer asked for it, after saving; OSError if a checkpoint cannot be written or read.
     """
@@ -124,29 +135,47 @@ class _Progress:
     was not interrupted.
     """
 
+    _DEQUES: ClassVar = ("last_losses_nats", "last_expert_loads_max")
+
     step: int = 0
     wall_s: float = 0.0
     train_s: float = 0.0
     first_loss_nats: float = math.nan
     last_losses_nats: deque[float] = field(default_factory=lambda: deque(maxlen=FINAL_LOSS_STEPS))
+    last_expert_loads_max: deque[float] = field(default_factory=lambda: deque(maxlen=FINAL_LOSS_STEPS))
     exploded_steps: int = 0
     lr: float = 0.0
     grad_norm: float = 0.0
     line_steps: int = 0
     line_loss_nats: float = 0.0
+    line_expert_load_max: float = 0.0
+    line_expert_load_min: float = 0.0
     line_s: float = 0.0
     steps_to_threshold: int | None = None
     final: NllResult | None = None
 
     def state(self) -> dict[str, Any]:
         """Plain data for a checkpoint."""
-        return {**asdict(self), "last_losses_nats": list(self.last_losses_nats)}
+        lists = {name: list(getattr(self, name)) for name in self._DEQUES}
+        return {**asdict(self), **lists}
 
     @classmethod
     def from_state(cls, state: dict[str, Any]) -> "_Progress":
-        losses = deque(state["last_losses_nats"], maxlen=FINAL_LOSS_STEPS)
+        """Fields younger than the checkpoint have the values of a beginning."""
+        deques = {name: deque(state.get(name, ()), maxlen=FINAL_LOSS_STEPS) for name in cls._DEQUES}
         final_result = None if state["final"] is None else NllResult(**state["final"])
-        return cls(**{**state, "last_losses_nats": losses, "final": final_result})
+        return cls(**{**state, **deques, "final": final_result})
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class _Measured:
+    """What is known of a step before its update; the loads are None without experts."""
+
+    loss_nats: float
+    grad_norm: float
+    expert_load_max: float | None
+    expert_load_min: float | None
 
 
 @final
@@ -170,6 +199,7 @@ class _Training:
         self.model = build_model(spec, execution)
         self.parameters: Sequence[nn.Parameter] = list(self.model.parameters())
         self.optimizer = build_optimizer(spec.optim, self.model)
+        self.has_experts = any(isinstance(block.ffn, MoeSpec) for block in spec.model.blocks)
         self.progress = _Progress()
         self.began_s = time.monotonic()
         self.saved_s = self.began_s
@@ -186,12 +216,12 @@ class _Training:
         # The end is when the final validation is there: its result is part of the last step's checkpoint.
         while progress.final is None:
             step_began_s = time.perf_counter()
-            loss_nats, grad_norm = self._forward_backward()
-            reason = self._divergence(loss_nats, grad_norm)
+            measured = self._forward_backward()
+            reason = self._divergence(measured)
             if reason is not None:
                 progress.wall_s = before_s + time.monotonic() - self.began_s
                 return self._diverged(reason)
-            self._update(loss_nats, grad_norm)
+            self._update(measured)
             seconds = time.perf_counter() - step_began_s
             progress.train_s += seconds
             progress.line_s += seconds
@@ -201,7 +231,7 @@ class _Training:
             if progress.step % self.execution.log_every_steps == 0 or progress.final is not None:
                 self._line()
             trained = (progress.step - start_step) * self.spec.batch_tokens
-            self.observer.tick(progress.step, loss_nats, _rate(trained, progress.train_s - before_train_s))
+            self.observer.tick(progress.step, measured.loss_nats, _rate(trained, progress.train_s - before_train_s))
 
             progress.wall_s = before_s + time.monotonic() - self.began_s
             reason = self.observer.stop_requested()
@@ -214,10 +244,10 @@ class _Training:
 
     # --- a step ---------------------------------------------------------------------------------
 
-    def _forward_backward(self) -> tuple[float, float]:
-        """Loss in nats, a mean over the scored positions of the whole batch, and the norm of its gradient.
+    def _forward_backward(self) -> _Measured:
+        """Loss in nats, a mean over the scored positions of the whole batch, the norm of its gradient, experts' loads.
 
-        The one time in a step that the host waits for the device.
+        The one time in a step that the host waits for the device, but for routing tokens to experts.
         """
         batch = self.data.train_batch(self.progress.step, self.spec.batch_size, self.spec.data_seed)
         n_scored = int((batch.targets_BL != NOT_SCORED).sum())
@@ -225,18 +255,25 @@ class _Training:
             raise ValueError(f"training batch {self.progress.step}: no position is scored, there is nothing to learn")
         self.optimizer.zero_grad(set_to_none=True)
         loss = torch.zeros((), device=self.device)
-        for part in _microbatches(batch, self.execution.microbatch):
+        for part in _microbatches(batch, self.execution.microbatch, keep_unscored=self.has_experts):
             with autocast(self.spec.dtype, self.device):
                 sum_nats, _, _ = batch_loss(self.model, part, self.device)
             part_loss: Tensor = sum_nats / n_scored
             part_loss.backward()
             loss += part_loss.detach()
-        loss_nats, grad_norm = torch.stack((loss, global_norm(gradients(self.parameters)))).tolist()
-        return loss_nats, grad_norm
+        scalars = [loss, global_norm(gradients(self.parameters))]
+        if self.has_experts:
+            load_NE = self.model.expert_loads()
+            load_NE = load_NE / load_NE.mean(1, keepdim=True)
+            scalars += [load_NE.amax(1).mean(), load_NE.amin(1).mean()]
+        loss_nats, grad_norm, *loads = torch.stack(scalars).tolist()
+        load_max, load_min = loads or (None, None)
+        return _Measured(loss_nats=loss_nats, grad_norm=grad_norm, expert_load_max=load_max, expert_load_min=load_min)
 
-    def _divergence(self, loss_nats: float, grad_norm: float) -> str | None:
+    def _divergence(self, measured: _Measured) -> str | None:
         """Why the run has diverged, if it has, now that the next update's loss and gradient are known."""
         progress, step = self.progress, self.progress.step + 1
+        loss_nats, grad_norm = measured.loss_nats, measured.grad_norm
         if not math.isfinite(loss_nats):
             return f"the loss of step {step} is {loss_nats}"
         if not math.isfinite(grad_norm):
@@ -251,10 +288,10 @@ class _Training:
             )
         return None
 
-    def _update(self, loss_nats: float, grad_norm: float) -> None:
-        """Clip, step, and count what was done."""
+    def _update(self, measured: _Measured) -> None:
+        """Clip, step, balance the experts by the loads of the whole batch, and count what was done."""
         spec, progress = self.spec, self.progress
-        clip_gradients(gradients(self.parameters), grad_norm, spec.optim.grad_clip)
+        clip_gradients(gradients(self.parameters), measured.grad_norm, spec.optim.grad_clip)
         progress.lr = learning_rate(
             progress.step,
             peak=spec.optim.lr,
@@ -265,11 +302,16 @@ class _Training:
         for group in self.optimizer.param_groups:
             group["lr"] = progress.lr
         self.optimizer.step()
+        self.model.balance_experts()
         progress.step += 1
-        progress.grad_norm = grad_norm
-        progress.last_losses_nats.append(loss_nats)
+        progress.grad_norm = measured.grad_norm
+        progress.last_losses_nats.append(measured.loss_nats)
         progress.line_steps += 1
-        progress.line_loss_nats += loss_nats
+        progress.line_loss_nats += measured.loss_nats
+        if measured.expert_load_max is not None and measured.expert_load_min is not None:
+            progress.last_expert_loads_max.append(measured.expert_load_max)
+            progress.line_expert_load_max += measured.expert_load_max
+            progress.line_expert_load_min += measured.expert_load_min
 
     # --- validation and the stop rule -----------------------------------------------------------
 
@@ -310,6 +352,10 @@ class _Training:
     def _line(self) -> None:
         """Report the steps since the last line, and begin to count anew."""
         progress, batch_tokens = self.progress, self.spec.batch_tokens
+        experts = {
+            "expert_load_max": progress.line_expert_load_max / progress.line_steps,
+            "expert_load_min": progress.line_expert_load_min / progress.line_steps,
+        }
         self.observer.metrics(
             {
                 "step": progress.step,
@@ -317,11 +363,13 @@ class _Training:
                 "train_loss_nats": progress.line_loss_nats / progress.line_steps,
                 "lr": progress.lr,
                 "grad_norm": progress.grad_norm,
+                **(experts if self.has_experts else {}),
                 "tokens_per_s": _rate(progress.line_steps * batch_tokens, progress.line_s),
                 "wall_s": progress.wall_s,
             }
         )
         progress.line_steps, progress.line_loss_nats, progress.line_s = 0, 0.0, 0.0
+        progress.line_expert_load_max, progress.line_expert_load_min = 0.0, 0.0
 
     def _validation_line(self, result: NllResult) -> None:
         self.observer.metrics(
@@ -340,7 +388,7 @@ class _Training:
 
     def _metrics(self) -> dict[str, float | int | bool | str | None]:
         progress, stop = self.progress, self.spec.stop
-        losses, validation = progress.last_losses_nats, progress.final
+        losses, loads, validation = progress.last_losses_nats, progress.last_expert_loads_max, progress.final
         tokens = progress.step * self.spec.batch_tokens
         return {
             "steps": progress.step,
@@ -350,6 +398,7 @@ class _Training:
             "val_accuracy": None if validation is None else validation.accuracy,
             "val_bits_per_byte": None if validation is None else validation.bits_per_byte,
             "val_tokens": 0 if validation is None else validation.n_scored,
+            "expert_load_max": math.fsum(loads) / len(loads) if loads else None,
             "solved": None if stop is None else progress.steps_to_threshold is not None,
             "steps_to_threshold": progress.steps_to_threshold,
             "wall_s": progress.wall_s,
@@ -381,14 +430,17 @@ class _Training:
         self.progress = _Progress.from_state(state["progress"])
 
 
-def _microbatches(batch: Batch, size: int | None) -> Iterator[Batch]:
-    """The batch in parts of `size` sequences, without those that have nothing scored: they teach nothing."""
+def _microbatches(batch: Batch, size: int | None, *, keep_unscored: bool) -> Iterator[Batch]:
+    """The batch in parts of `size` sequences, without those that have nothing scored: they teach nothing.
+
+    `keep_unscored`: all the same, for experts, whose loads are of the whole batch.
+    """
     if size is None or size >= len(batch.inputs_BL):
         yield batch
         return
     for first in range(0, len(batch.inputs_BL), size):
         targets_BL = batch.targets_BL[first : first + size]
-        if (targets_BL != NOT_SCORED).any():
+        if keep_unscored or (targets_BL != NOT_SCORED).any():
             yield Batch(inputs_BL=batch.inputs_BL[first : first + size], targets_BL=targets_BL)
 
 

@@ -11,8 +11,10 @@ from hybrid.spec import AdamWSpec
 def parameter_groups(model: nn.Module) -> dict[str, list[nn.Parameter]]:
     """The model's parameters, each once, as "decay" and "no_decay".
 
-    Matrices decay, the embedding (tied or not) among them. Norms, biases, A_log, D and dt_bias do not, and neither does
-    a convolution's weight, a matrix in shape only: channels by taps, with no mixing between channels.
+    Matrices decay: among them the embedding (tied or not) and meta tokens, which are embeddings too, the stacked
+    matrices of experts, and the one row of a gate. Norms, biases, scales, the vectors of a lambda, A_log, D and dt_bias
+    do not, and neither does a convolution's weight, a matrix in shape only: channels by taps, with no mixing between
+    channels. Buffers are not for the optimiser: experts' biases move by `balance_experts` alone.
     """
     groups: dict[str, list[nn.Parameter]] = {"decay": [], "no_decay": []}
     for name, parameter in model.named_parameters():

@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from hybrid.model import LanguageModel
-from hybrid.spec import AttentionSpec, BlockSpec, ConfigError, ModelSpec
+from hybrid.spec import AttentionSpec, BlockSpec, ConfigError, ModelSpec, MoeSpec
 from hybrid.train import checkpoint as checkpoint_module
 from hybrid.train.checkpoint import CheckpointStore, load_final_weights, save_final_weights
 
@@ -285,9 +286,13 @@ def test_clearing_an_empty_place_is_fine(tmp_path: Path) -> None:
     store_of(tmp_path / "missing").clear()
 
 
-def model(d_model: int = 8, seed: int = 1) -> LanguageModel:
-    mixer = AttentionSpec(n_heads=2, n_kv_heads=2, head_dim=4, rope=None)
-    blocks = (BlockSpec(mixer=mixer, ffn=None),)
+MIXER = AttentionSpec(n_heads=2, n_kv_heads=2, head_dim=4, rope=None)
+MOE = MoeSpec(d_ffn=6, n_experts=3, top_k=1, n_shared=0, bias_step=1e-3)
+
+
+def model(
+    d_model: int = 8, seed: int = 1, blocks: tuple[BlockSpec, ...] = (BlockSpec(mixer=MIXER, ffn=None),)
+) -> LanguageModel:
     built = LanguageModel(
         ModelSpec(d_model=d_model, vocab_size=12, tie_embeddings=True, norm_eps=1e-5, init_std=0.02, blocks=blocks)
     )
@@ -302,6 +307,27 @@ def test_final_weights_come_back_to_the_bit(tmp_path: Path) -> None:
     load_final_weights(path, other)
     assert all(torch.equal(a, b) for a, b in zip(trained.parameters(), other.parameters(), strict=True))
     assert names(path.parent) == [path.name]
+
+
+def test_final_weights_hold_experts_biases_and_tied_blocks_once(tmp_path: Path) -> None:
+    blocks = (BlockSpec(mixer=MIXER, ffn=MOE, tie="both"),) * 2
+    trained, other = model(seed=1, blocks=blocks), model(seed=2, blocks=blocks)
+    for name, buffer in trained.named_buffers():
+        assert name == "blocks.0.ffn.expert_bias"
+        buffer.copy_(torch.tensor([0.25, -0.5, 0.0]))
+    path = tmp_path / "final.safetensors"
+    save_final_weights(path, trained)
+    load_final_weights(path, other)
+    expected = trained.state_dict()
+    assert load_file(path).keys() == expected.keys()
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in other.state_dict().items())
+
+
+def test_final_weights_of_a_model_without_buffers_are_its_parameters(tmp_path: Path) -> None:
+    """As they were written before there were experts: such files are read as ever."""
+    path = tmp_path / "final.safetensors"
+    save_final_weights(path, model())
+    assert load_file(path).keys() == dict(model().named_parameters()).keys()
 
 
 def test_weights_of_another_model_or_cut_short_are_refused(tmp_path: Path) -> None:

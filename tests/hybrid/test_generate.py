@@ -10,7 +10,21 @@ from torch import Tensor
 from hybrid import generate as module
 from hybrid.generate import choose, generate, stream
 from hybrid.model import LanguageModel
-from hybrid.spec import AttentionSpec, BlockSpec, Mamba2Spec, ModelSpec, RopeSpec, SwigluSpec
+from hybrid.spec import (
+    AttentionSpec,
+    BlockSpec,
+    DiffAttentionSpec,
+    DiffMambaSpec,
+    IntraSpec,
+    Mamba2Spec,
+    MixerSpec,
+    ModelSpec,
+    MoeSpec,
+    RopeSpec,
+    ShortConvSpec,
+    SwigluSpec,
+    WindowSpec,
+)
 
 VOCAB = 17
 ATTENTION = AttentionSpec(n_heads=2, n_kv_heads=1, head_dim=8, rope=RopeSpec(theta=10_000.0, scaling=None))
@@ -34,10 +48,52 @@ HYBRID = ModelSpec(
     init_std=0.3,  # large, so that what comes next depends on everything before
     blocks=(BlockSpec(mixer=MAMBA, ffn=FFN), BlockSpec(mixer=ATTENTION, ffn=FFN)),
 )
+WINDOW = replace(ATTENTION, window=WindowSpec(size=3, sink=2), qkv_conv=3)
+INTRA = IntraSpec(
+    attention=replace(ATTENTION, n_kv_heads=2, value_head_dim=16),
+    mamba=MAMBA,
+    norm="group",
+    scalar="gate",
+    fusion="diff",
+    value="separate",
+    output="separate",
+    lambda_depth=None,
+    attention_multiplier=1.0,
+    mamba_multiplier=1.0,
+)
+MOE = MoeSpec(d_ffn=12, n_experts=4, top_k=2, n_shared=1, bias_step=0.01)
+
+
+def blocks_of(*mixers: MixerSpec) -> tuple[BlockSpec, ...]:
+    return tuple(BlockSpec(mixer=mixer, ffn=FFN) for mixer in mixers)
+
+
 MODELS = {
-    "attention": replace(HYBRID, blocks=(BlockSpec(mixer=ATTENTION, ffn=FFN),) * 2),
+    "attention": replace(HYBRID, blocks=blocks_of(ATTENTION, replace(ATTENTION, rope=None))),
+    "window": replace(HYBRID, blocks=blocks_of(WINDOW, ATTENTION)),
     "mamba": replace(HYBRID, blocks=(BlockSpec(mixer=MAMBA, ffn=None),) * 2),
     "hybrid": HYBRID,
+    "intra": replace(HYBRID, blocks=blocks_of(INTRA, MAMBA)),
+    "diff": replace(
+        HYBRID,
+        blocks=blocks_of(
+            DiffAttentionSpec(
+                n_heads=2, n_kv_heads=1, head_dim=8, rope=ATTENTION.rope, depth=1, norm="head", fusion="diff"
+            ),
+            DiffMambaSpec(mamba=MAMBA, depth=2, norm="output"),
+        ),
+    ),
+    "short_conv": replace(HYBRID, blocks=blocks_of(ShortConvSpec(d_conv=4), ATTENTION)),
+    "experts": replace(HYBRID, blocks=tuple(BlockSpec(mixer=mixer, ffn=MOE) for mixer in (MAMBA, ATTENTION))),
+    "meta tokens, borrowed keys and values, ties": replace(
+        HYBRID,
+        blocks=(
+            *blocks_of(ATTENTION, replace(ATTENTION, borrows_kv=True)),
+            *(BlockSpec(mixer=MAMBA, ffn=FFN, tie="twice"),) * 2,
+        ),
+        meta_tokens=3,
+        residual_multiplier=0.7,
+    ),
 }
 
 
@@ -69,6 +125,12 @@ def test_greedy_from_states_is_greedy_from_the_whole_sequence_each_time(
     made_BN = generate(model, prompt(), 12, temperature=0.0)
     assert made_BN.tolist() == tokens_BL[:, 7:].tolist()
     assert len(set(made_BN[0].tolist())) > 2, "a test of one token repeated shows little"
+
+
+def test_generating_counts_no_experts_loads() -> None:
+    model = model_of(MODELS["experts"]).train()
+    generate(model, prompt(), 5, temperature=1.0)
+    assert not model.expert_loads().any()
 
 
 def test_one_token_after_a_prompt_of_one() -> None:

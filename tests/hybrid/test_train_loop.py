@@ -18,6 +18,7 @@ from hybrid.data import NOT_SCORED, Batch, DataSource
 from hybrid.data.recall import RecallData
 from hybrid.data.shards import Shards
 from hybrid.data.stdlib import StdlibData
+from hybrid.model import LanguageModel
 from hybrid.spec import (
     AdamWSpec,
     AttentionSpec,
@@ -25,8 +26,8 @@ from hybrid.spec import (
     ConfigError,
     ExecSpec,
     Mamba2Spec,
-    MixerSpec,
     ModelSpec,
+    MoeSpec,
     RecallSpec,
     RopeSpec,
     RunSpec,
@@ -46,7 +47,7 @@ from hybrid.train.loop import (
     train,
 )
 
-Kind = Literal["llama", "mamba", "hybrid"]
+Kind = Literal["llama", "mamba", "hybrid", "experts"]
 Corpus = Literal["recall", "text"]
 Line = dict[str, float | int | str | bool]
 
@@ -66,10 +67,17 @@ MAMBA = Mamba2Spec(
     dt_init_min=0.001,
     dt_init_max=0.1,
 )
-MIXERS: dict[Kind, tuple[MixerSpec, ...]] = {
-    "llama": (ATTENTION, ATTENTION),
-    "mamba": (MAMBA, MAMBA),
-    "hybrid": (MAMBA, ATTENTION),
+SWIGLU = SwigluSpec(d_ffn=24)
+MOE = MoeSpec(d_ffn=12, n_experts=4, top_k=1, n_shared=1, bias_step=0.01)
+BLOCKS: dict[Kind, tuple[BlockSpec, ...]] = {
+    "llama": (BlockSpec(mixer=ATTENTION, ffn=SWIGLU), BlockSpec(mixer=ATTENTION, ffn=SWIGLU)),
+    "mamba": (BlockSpec(mixer=MAMBA, ffn=SWIGLU), BlockSpec(mixer=MAMBA, ffn=SWIGLU)),
+    "hybrid": (BlockSpec(mixer=MAMBA, ffn=SWIGLU), BlockSpec(mixer=ATTENTION, ffn=SWIGLU)),
+    "experts": (
+        BlockSpec(mixer=MAMBA, ffn=MOE),
+        BlockSpec(mixer=ATTENTION, ffn=SWIGLU),
+        BlockSpec(mixer=ATTENTION, ffn=replace(MOE, top_k=2)),
+    ),
 }
 EXECUTION = ExecSpec(
     device="cpu",
@@ -96,7 +104,7 @@ def run_of(kind: Kind = "hybrid", corpus: Corpus = "recall", steps: int = STEPS)
             tie_embeddings=True,
             norm_eps=1e-5,
             init_std=0.02,
-            blocks=tuple(BlockSpec(mixer=mixer, ffn=SwigluSpec(d_ffn=24)) for mixer in MIXERS[kind]),
+            blocks=BLOCKS[kind],
         ),
         data=data,
         optim=AdamWSpec(lr=3e-3, beta1=0.9, beta2=0.95, eps=1e-8, weight_decay=0.1, grad_clip=1.0),
@@ -251,7 +259,7 @@ def assert_same_result(one: Result, other: Result) -> None:
 
 
 @pytest.mark.parametrize("corpus", ["recall", "text"])
-@pytest.mark.parametrize("kind", ["llama", "mamba", "hybrid"])
+@pytest.mark.parametrize("kind", ["llama", "mamba", "hybrid", "experts"])
 @settings(max_examples=4, deadline=None)
 @given(stops=st.lists(st.integers(1, STEPS), min_size=1, max_size=3, unique=True).map(sorted))
 def test_interrupted_anywhere_and_resumed_equals_uninterrupted(kind: Kind, corpus: Corpus, stops: list[int]) -> None:
@@ -346,8 +354,9 @@ class Uneven(DataSource):
 
 
 @pytest.mark.parametrize("microbatch", [1, 3])
-def test_microbatches_change_float_noise_only(microbatch: int) -> None:
-    spec = run_of("hybrid", "text", steps=6)
+@pytest.mark.parametrize("kind", ["hybrid", "experts"])
+def test_microbatches_change_float_noise_only(kind: Kind, microbatch: int) -> None:
+    spec = run_of(kind, "text", steps=6)
     every_step = replace(EXECUTION, log_every_steps=1)
     _, whole = train_once(spec, every_step, Uneven(data_of(spec)))
     _, parts = train_once(spec, replace(every_step, microbatch=microbatch), Uneven(data_of(spec)))
@@ -377,6 +386,7 @@ def test_metrics_of_a_finished_run() -> None:
         "val_accuracy",
         "val_bits_per_byte",
         "val_tokens",
+        "expert_load_max",
         "solved",
         "steps_to_threshold",
         "wall_s",
@@ -385,8 +395,10 @@ def test_metrics_of_a_finished_run() -> None:
     assert outcome.metrics["steps"] == STEPS
     assert outcome.metrics["tokens"] == STEPS * BATCH_TOKENS
     assert outcome.metrics["val_tokens"] == VALIDATION_TOKENS // SEQ_LEN * RECALL.n_pairs
+    assert outcome.metrics["expert_load_max"] is None
     assert outcome.metrics["solved"] is None
     assert outcome.metrics["steps_to_threshold"] is None
+    assert not [line for line in uninterrupted(run_of()).lines if "expert_load_max" in line]
 
 
 def test_wall_time_goes_on_after_a_resume(tmp_path: Path) -> None:
@@ -501,6 +513,101 @@ def test_the_training_loss_of_the_record_is_the_mean_of_the_last_steps() -> None
     outcome, lines = train_once(spec, replace(EXECUTION, log_every_steps=1))
     losses = [float(line["train_loss_nats"]) for line in lines if "train_loss_nats" in line]
     assert outcome.metrics["train_loss_nats"] == pytest.approx(np.mean(losses[10:]), rel=1e-12)
+
+
+# --- experts ------------------------------------------------------------------------------------
+
+
+def biases(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    found = {name: buffer.clone() for name, buffer in model.named_buffers() if name.endswith("expert_bias")}
+    assert found.keys() == {"blocks.0.ffn.expert_bias", "blocks.2.ffn.expert_bias"}
+    return found
+
+
+class Loads(Recorder):
+    """Keeps what each step's batch gave the experts of each block, and the biases after it."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        super().__init__()
+        self.loads: list[list[torch.Tensor]] = []
+        self.biases: list[dict[str, torch.Tensor]] = []
+        balance = LanguageModel.balance_experts
+
+        def kept(model: LanguageModel) -> None:
+            self.loads.append(list(model.expert_loads().clone()))
+            balance(model)
+            self.biases.append(biases(model))
+
+        monkeypatch.setattr(LanguageModel, "balance_experts", kept)
+
+
+@pytest.mark.parametrize("microbatch", [None, 1, 3])
+def test_biases_move_once_a_step_by_the_load_of_the_whole_batch(
+    microbatch: int | None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    spec = run_of("experts", "text", steps=8)
+    recorder = Loads(monkeypatch)
+    execution = replace(EXECUTION, microbatch=microbatch, activation_checkpointing=True)
+    outcome, _ = attempts(spec, tmp_path, [recorder], execution, Uneven(data_of(spec)))
+    assert outcome is not None
+    expected = {name: torch.zeros(4) for name in biases(outcome.model)}
+    assert len(recorder.loads) == 8
+    for loads, after in zip(recorder.loads, recorder.biases, strict=True):
+        for (name, bias), load, top_k in zip(expected.items(), loads, (1, 2), strict=True):
+            assert load.sum() == top_k * BATCH_TOKENS
+            bias += MOE.bias_step * torch.sign(load.mean() - load)
+            assert torch.equal(after[name], bias)
+    assert_equal_to_the_bit(biases(outcome.model), expected)  # the validation at the end moved nothing
+    assert any(bias.any() for bias in expected.values())
+
+
+def test_lines_and_record_say_how_even_the_experts_loads_were(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    spec = run_of("experts", "text")
+    recorder = Loads(monkeypatch)
+    outcome, lines = attempts(spec, tmp_path, [recorder])
+    assert outcome is not None
+    shares = [[load / load.mean() for load in loads] for loads in recorder.loads]
+    largest = [np.mean([float(share.max()) for share in step]) for step in shares]
+    smallest = [np.mean([float(share.min()) for share in step]) for step in shares]
+    lines = [line for line in lines if "expert_load_max" in line]
+    assert [line["step"] for line in lines] == [4, 8, 12, 14]
+    for line, first in zip(lines, (0, 4, 8, 12), strict=True):
+        assert line["expert_load_max"] == pytest.approx(np.mean(largest[first : int(line["step"])]), rel=1e-6)
+        assert line["expert_load_min"] == pytest.approx(np.mean(smallest[first : int(line["step"])]), rel=1e-6)
+        assert float(line["expert_load_min"]) < 1.0 < float(line["expert_load_max"])
+    assert outcome.metrics["expert_load_max"] == pytest.approx(np.mean(largest), rel=1e-6)
+
+
+def test_training_balances_a_skewed_router(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Every token prefers the first expert by as much as forty steps of its bias; nothing else balances the loads."""
+    spec = run_of("experts", "text", steps=90)
+    init_weights = LanguageModel.init_weights
+
+    def skewed(model: LanguageModel, seed: int) -> None:
+        init_weights(model, seed)
+        for bias in (buffer for name, buffer in model.named_buffers() if name.endswith("expert_bias")):
+            bias[0] += 0.4
+
+    monkeypatch.setattr(LanguageModel, "init_weights", skewed)
+    recorder = Loads(monkeypatch)
+    attempts(spec, tmp_path, [recorder])
+    first = [sum(step[block] for step in recorder.loads[:10]) for block in (0, 1)]
+    last = [sum(step[block] for step in recorder.loads[-30:]) for block in (0, 1)]
+    assert min(float(load.max() / load.mean()) for load in first) > 1.9
+    assert max(float(load.max() / load.mean()) for load in last) < 1.5
+
+
+def test_a_checkpoint_older_than_experts_is_read(tmp_path: Path) -> None:
+    spec = run_of()
+    store = CheckpointStore(tmp_path, run_id="0123456789ab", attempt=1)
+    with pytest.raises(Interrupted):
+        train(spec, EXECUTION, data=data_of(spec), checkpoints=store, observer=Recorder(stop_at=5))
+    saved = store.load_latest()
+    assert saved is not None
+    older = {key: value for key, value in saved.state["progress"].items() if "expert" not in key}
+    assert older.keys() < saved.state["progress"].keys()
+    store.save({**saved.state, "progress": older}, 5)
+    assert_same_result(since(5, finish(spec, tmp_path, [])), since(5, uninterrupted(spec)))
 
 
 # --- the stop rule ------------------------------------------------------------------------------

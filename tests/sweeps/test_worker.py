@@ -1,4 +1,5 @@
 import contextlib
+import hashlib
 import json
 import os
 import signal
@@ -18,7 +19,7 @@ from sweeps.identity import run_id
 from sweeps.store import Store, publish, this_process
 from sweeps.worker import Busy, StopFlag, Stopped, evaluate_one, run_one, take
 
-from .conftest import TINY, wait_for
+from .conftest import REPO, TINY, wait_for
 
 CLOCK = ("wall_s", "tokens_per_s")
 
@@ -267,6 +268,30 @@ def test_an_evaluation_is_a_record_of_its_own_made_once(store: Store, tiny) -> N
     assert first["metrics"]["loss_nats"] > 0
     assert evaluate_one(store, tiny().run, tiny().execution) == first
     assert store.record_path(run).read_bytes() == before
+
+
+def test_a_users_mixer_is_trained_in_a_process_of_its_own_and_is_in_the_provenance(tmp_path: Path, run_py) -> None:
+    source = REPO / "tests" / "outside" / "moving_average.py"
+    arguments = (
+        "-m",
+        *(setting for setting in TINY if "ratio" not in setting),
+        "budget.tokens=640",
+        "init_seed=1",
+        "model.mixers=[outside,attention]",
+        "model.ratio=1:1",
+        "model.outside={name:moving_average,version:1,settings:{d_inner:8}}",
+        f"exec.mixers=[{source}]",
+    )
+    for mode in ("run", "eval"):
+        process = run_py(*arguments, f"mode={mode}")
+        _, err = process.communicate()
+        assert process.returncode == 0, err
+    store = Store(tmp_path / "store")
+    (run,) = store.run_ids()
+    record = store.record(run)
+    assert record is not None
+    assert record["status"] == "done"
+    assert record["provenance"]["mixers"] == {source.name: hashlib.sha256(source.read_bytes()).hexdigest()}
 
 
 def test_a_run_killed_outright_resumes_and_ends_like_one_that_was_not(tmp_path: Path, run_py, tiny) -> None:
