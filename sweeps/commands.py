@@ -231,13 +231,14 @@ def _print_result(store: Store, run: CellRun) -> None:
 _NOT_FOR_TERMINALS = dict.fromkeys(
     [*(code for code in range(32) if chr(code) not in "\t\n\r"), *range(127, 160)], 0xFFFD
 )
+_TOO_LONG = ("attention_weight_by_position",)
 _FIRST = ("steps", "tokens", "train_loss_nats", "val_loss_nats", "val_accuracy")
 
 
 def _metrics_text(metrics: Mapping[str, Any]) -> str:
     """Metrics on one line, those that matter first; what was not measured is left out."""
     keys = [*(key for key in _FIRST if key in metrics), *(key for key in metrics if key not in _FIRST)]
-    shown = {key: metrics[key] for key in keys if metrics[key] is not None}
+    shown = {key: metrics[key] for key in keys if metrics[key] is not None and key not in _TOO_LONG}
     return ", ".join(
         f"{key} {value:.6g}" if isinstance(value, float) else f"{key} {value}" for key, value in shown.items()
     )
@@ -247,12 +248,13 @@ def _evaluate(runs: Sequence[CellRun], store: Store) -> int:
     failed = False
     for run in {run.cell.run_id: run for run in runs}.values():
         try:
-            metrics = evaluate_one(store, run.resolved.run, run.resolved.execution)["metrics"]
+            records = evaluate_one(store, run.resolved.run, run.resolved.execution)
         except (StoreError, ConfigError) as error:
             failed = True
             say(f"error: {run.cell.name}: {error}")
             continue
-        print(f"{run.cell.name} {run.cell.run_id}: {_metrics_text(metrics)}")
+        for record in records:
+            print(f"{run.cell.name} {run.cell.run_id}: {_metrics_text(record['metrics'])}")
     return EXIT_SOME_FAILED if failed else EXIT_OK
 
 

@@ -19,12 +19,13 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Literal, Protocol, TextIO
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TextIO
 
 from hybrid import outside
 from hybrid.cost import run_cost
 from hybrid.decode import digest, encode
-from hybrid.spec import ConfigError, ExecSpec, RunSpec, StdlibSpec
+from hybrid.evals.spec import EvalSpec, ModuleWeightsEvalSpec, NllEvalSpec, canonical, eval_id
+from hybrid.spec import ConfigError, ExecSpec, IntraSpec, RunSpec, StdlibSpec
 from sweeps.identity import run_id as identify
 from sweeps.store import (
     RECORD_SCHEMA,
@@ -37,6 +38,10 @@ from sweeps.store import (
     publish,
     this_process,
 )
+
+if TYPE_CHECKING:
+    from hybrid.data import DataSource
+    from hybrid.model import LanguageModel
 
 EXIT_DONE = 0
 EXIT_FAILED = 1
@@ -364,23 +369,25 @@ def explain_failure(error: BaseException) -> str:
 # --- evaluation ---------------------------------------------------------------------------------
 
 
-def evaluate_one(store: Store, run: RunSpec, execution: ExecSpec) -> dict[str, Any]:
-    """The validation loss of a finished run, over the whole validation split, as a record of its own.
+def evaluate_one(store: Store, run: RunSpec, execution: ExecSpec) -> list[dict[str, Any]]:
+    """Evaluations of a finished run, each a record of its own: the validation loss over the whole split; of a model
+    with gated intra-hybrid blocks, how they weigh their modules, by block and position.
 
     Asking twice evaluates once. Raises StoreError where the run is not done or its weights are gone.
     """
-    from hybrid.evals.spec import NllEvalSpec
+    gated = any(isinstance(block.mixer, IntraSpec) and block.mixer.scalar == "gate" for block in run.model.blocks)
+    specs: list[EvalSpec] = [NllEvalSpec(), *([ModuleWeightsEvalSpec()] if gated else [])]
+    return [_evaluate(store, run, execution, spec) for spec in specs]
 
-    run_id = identify(run)
+
+def _evaluate(store: Store, run: RunSpec, execution: ExecSpec, spec: EvalSpec) -> dict[str, Any]:
+    run_id, evaluation = identify(run), eval_id(spec)
     store.check_spec(run_id, run)
-    spec = NllEvalSpec()
-    eval_id = spec.eval_id()
-    known = store.eval_record(run_id, eval_id)
+    known = store.eval_record(run_id, evaluation)
     if known is not None:
         return known
     weights = _final_weights(store, run_id, "evaluate")
     from hybrid.data import open_data
-    from hybrid.evals.nll import evaluate_nll, evaluation_batch_size
     from hybrid.train.checkpoint import load_final_weights
     from hybrid.train.loop import build_model, numerics
 
@@ -389,27 +396,43 @@ def evaluate_one(store: Store, run: RunSpec, execution: ExecSpec) -> dict[str, A
     with numerics(execution, run.init_seed):
         model = build_model(run, execution)
         load_final_weights(weights, model)
-        result = evaluate_nll(
-            model,
-            data,
-            max_examples=spec.max_examples,
-            batch_size=evaluation_batch_size(execution, run.seq_len),
-            dtype=run.dtype,
-        )
+        metrics = _measured(model, data, run, execution, spec)
     store.publish_eval_record(
         run_id,
-        eval_id,
+        evaluation,
         {
             "schema": RECORD_SCHEMA,
             "run_id": run_id,
-            "eval": spec.canonical(),
-            "metrics": asdict(result),
+            "eval": canonical(spec),
+            "metrics": metrics,
             "provenance": provenance(execution) | {"wall_s": time.monotonic() - began, "finished_at": now()},
         },
     )
-    made = store.eval_record(run_id, eval_id)
+    made = store.eval_record(run_id, evaluation)
     assert made is not None
     return made
+
+
+def _measured(
+    model: "LanguageModel", data: "DataSource", run: RunSpec, execution: ExecSpec, spec: EvalSpec
+) -> dict[str, Any]:
+    from hybrid.evals.module_weights import mean_module_weights
+    from hybrid.evals.nll import evaluate_nll, evaluation_batch_size
+
+    batch_size = evaluation_batch_size(execution, run.seq_len)
+    match spec:
+        case NllEvalSpec():
+            result = evaluate_nll(model, data, max_examples=spec.max_examples, batch_size=batch_size, dtype=run.dtype)
+            return asdict(result)
+        case ModuleWeightsEvalSpec():
+            blocks, mean_KL = mean_module_weights(
+                model, data, max_examples=spec.max_examples, batch_size=batch_size, dtype=run.dtype
+            )
+            return {
+                "gated_blocks": list(blocks),
+                "attention_weight": [round(float(mean), 6) for mean in mean_KL.mean(1)],
+                "attention_weight_by_position": [[round(w, 6) for w in row] for row in mean_KL.tolist()],
+            }
 
 
 def _final_weights(store: Store, run_id: str, purpose: str) -> Path:

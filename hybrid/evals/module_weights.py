@@ -5,11 +5,13 @@ Shapes: B batch, L length, K gated blocks.
 
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any, final
+from typing import Any, Literal, final
 
 import torch
 from torch import Tensor, nn
 
+from hybrid.data.base import DataSource
+from hybrid.evals.nll import autocast
 from hybrid.mixers import Intra
 from hybrid.model import LanguageModel
 
@@ -57,3 +59,19 @@ def module_weights(model: LanguageModel, tokens_BL: Tensor) -> ModuleWeights:
         model.train(was_training)
     weight_KBL = torch.stack(recorded)
     return ModuleWeights(blocks=tuple(gates), weight_KBL=weight_KBL[..., model.spec.meta_tokens :])
+
+
+def mean_module_weights(
+    model: LanguageModel, data: DataSource, *, max_examples: int, batch_size: int, dtype: Literal["float32", "bfloat16"]
+) -> tuple[tuple[int, ...], Tensor]:
+    """The gated blocks, and attention's weight in each (K, L), a mean over the first held-out sequences in float64."""
+    device = model.embedding.device
+    blocks: tuple[int, ...] = ()
+    sum_KL, n_sequences = torch.zeros((), dtype=torch.float64), 0
+    for batch in data.validation_batches(batch_size, max_examples):
+        with autocast(dtype, device):
+            found = module_weights(model, torch.from_numpy(batch.inputs_BL).to(device))
+        blocks = found.blocks
+        sum_KL = sum_KL + found.weight_KBL.double().sum(1).cpu()
+        n_sequences += len(batch.inputs_BL)
+    return blocks, sum_KL / n_sequences

@@ -16,11 +16,27 @@ class NllEvalSpec:
 
     max_examples: int | None = None
 
-    def canonical(self) -> dict[str, Any]:
-        """Plain data: what the canonical JSON says."""
-        data: dict[str, Any] = encode(self)
-        return data
 
-    def eval_id(self) -> str:
-        """12 hex digits of the SHA-256 of the canonical JSON."""
-        return digest(canonical_json(self))
+@final
+@dataclass(frozen=True, kw_only=True)
+class ModuleWeightsEvalSpec:
+    """Attention's weight in every gated intra-hybrid block, by position, a mean over held-out sequences."""
+
+    kind: ClassVar[str] = "module_weights"
+    revision: ClassVar[int] = 1
+
+    max_examples: int = 64
+
+
+EvalSpec = NllEvalSpec | ModuleWeightsEvalSpec
+
+
+def canonical(spec: EvalSpec) -> dict[str, Any]:
+    """Plain data: what the canonical JSON says."""
+    data: dict[str, Any] = encode(spec)
+    return data
+
+
+def eval_id(spec: EvalSpec) -> str:
+    """12 hex digits of the SHA-256 of the canonical JSON."""
+    return digest(canonical_json(spec))

@@ -264,10 +264,23 @@ def test_an_evaluation_is_a_record_of_its_own_made_once(store: Store, tiny) -> N
     train(store, tiny())
     run = run_id(tiny().run)
     before = store.record_path(run).read_bytes()
-    first = evaluate_one(store, tiny().run, tiny().execution)
+    (first,) = evaluate_one(store, tiny().run, tiny().execution)
     assert first["metrics"]["loss_nats"] > 0
-    assert evaluate_one(store, tiny().run, tiny().execution) == first
+    assert evaluate_one(store, tiny().run, tiny().execution) == [first]
     assert store.record_path(run).read_bytes() == before
+
+
+def test_a_gated_blocks_weights_are_recorded_by_block_and_position(store: Store, tiny) -> None:
+    gated = tiny("model=intra", "model.intra.scalar=gate", "model.placement=end", "budget.tokens=640")
+    train(store, gated)
+    _, probe = evaluate_one(store, gated.run, gated.execution)
+    assert probe["eval"]["kind"] == "module_weights"
+    metrics = probe["metrics"]
+    assert metrics["gated_blocks"] == [2]
+    (by_position,) = metrics["attention_weight_by_position"]
+    assert len(by_position) == gated.run.seq_len
+    assert all(0 < weight < 1 for weight in by_position)
+    assert metrics["attention_weight"] == pytest.approx([sum(by_position) / len(by_position)], abs=1e-5)
 
 
 def test_a_users_mixer_is_trained_in_a_process_of_its_own_and_is_in_the_provenance(tmp_path: Path, run_py) -> None:
