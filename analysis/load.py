@@ -211,10 +211,18 @@ def _result(store: Store, cell: Cell) -> CellResult:
         run_id=cell.run_id,
         status=status,
         spec=spec,
-        cost=record.get("cost") or ({} if spec is None else asdict(run_cost(spec))),
+        cost=record.get("cost") or _predicted_cost(spec),
         metrics=record.get("metrics", {}),
         provenance=record.get("provenance", {}),
     )
+
+
+def _predicted_cost(spec: RunSpec | None) -> dict[str, Any]:
+    """What a run without a record will cost; nothing where that is in a user's own file, which is not read here."""
+    try:
+        return {} if spec is None else asdict(run_cost(spec))
+    except ConfigError:
+        return {}
 
 
 def _read_spec(store: Store, run_id: str, record: Mapping[str, Any]) -> RunSpec | None:

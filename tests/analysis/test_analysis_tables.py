@@ -1,3 +1,4 @@
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -5,7 +6,7 @@ import pytest
 from analysis import stats
 from analysis.load import Results, find_request, load
 from analysis.tables import Table, build_tables, estimate_table, probe_table, show, survival
-from hybrid.spec import ConfigError
+from hybrid.spec import BlockSpec, ConfigError, OutsideSpec
 
 
 def results_of(book: Any, sweep: str = "demo", *overrides: str) -> Results:
@@ -49,6 +50,19 @@ def test_the_layout_of_a_failed_run_is_known_from_its_spec(book: Any) -> None:
     book.fail(book.spec("MA", 1))
     book.request()
     assert column(probe_table(results_of(book)), "layout") == ["AM", "MA"]
+
+
+def test_a_run_of_a_users_own_mixer_that_has_no_result_has_a_line_without_its_cost(book: Any) -> None:
+    unknown = BlockSpec(mixer=OutsideSpec(name="nobody's", version=1, settings=()), ffn=None)
+    spec = replace(book.spec("AM", 1), model=replace(book.spec("AM", 1).model, blocks=(unknown,)))
+    book.store.publish_spec(spec)
+    book.cell(spec, "mine", 1)
+    book.probe("a", "AM", [100])
+    book.probe("b", "MM", [100])
+    book.request()
+    table, *_ = build_tables(results_of(book))
+    assert column(table, "layout") == ["X", "AM", "MM"]
+    assert column(table, "non_embedding_params")[0] is None
 
 
 def test_diverged_runs_count_as_unsolved(demo: Any) -> None:
