@@ -16,7 +16,8 @@ from hybrid import outside
 from hybrid.budget import parse_count, whole_batches
 from hybrid.corpus import check_recall
 from hybrid.decode import decode
-from hybrid.model_config import ModelConfig, ResolvedModel, attention_in, resolve_model
+from hybrid.model_config import ModelConfig
+from hybrid.model_resolve import ResolvedModel, attention_in, resolve_model
 from hybrid.spec import (
     AdamWSpec,
     ConfigError,

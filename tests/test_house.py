@@ -13,6 +13,8 @@ TORCH_FREE = (
     "decode",
     "config",
     "model_config",
+    "model_checks",
+    "model_resolve",
     "layout",
     "cost",
     "decode_cost",

@@ -1,0 +1,273 @@
+"""From `model` settings to a `ModelSpec`: which blocks, how many, in what order, and what they share."""
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import cast
+
+from hybrid.budget import matched_depth, matched_repeats
+from hybrid.cost import block_params, distinct_blocks
+from hybrid.decode import did_you_mean
+from hybrid.layout import (
+    KINDS,
+    LETTERS,
+    PLACEMENT_NAMES,
+    BlockKind,
+    Placement,
+    Slot,
+    layout,
+    parse_pattern,
+    parse_ratio,
+    repeated,
+)
+from hybrid.model_checks import attention_and_mamba_problems, kind_problems, size_problems
+from hybrid.model_config import ModelConfig, mixer_of
+from hybrid.spec import (
+    AttentionSpec,
+    BlockSpec,
+    ConfigError,
+    DiffAttentionSpec,
+    DiffMambaSpec,
+    FfnSpec,
+    IntraSpec,
+    MixerSpec,
+    ModelSpec,
+    MoeSpec,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResolvedModel:
+    """A model, and the relative difference of its blocks' parameters from the reference's: None for a given depth.
+
+    Parameters are matched with dense feed-forward networks, as experts leave the active ones as they are.
+    """
+
+    spec: ModelSpec
+    param_mismatch: float | None
+
+
+def resolve_model(config: ModelConfig, data_vocab_size: int) -> ResolvedModel:
+    """The model that the settings describe. Raises ConfigError with every problem of the first stage that has any."""
+    _stop_if_any(size_problems(config))
+    problems = attention_and_mamba_problems(config)
+    vocab_size = data_vocab_size if config.vocab_size is None else config.vocab_size
+    if vocab_size < data_vocab_size:
+        problems.append(
+            f"model.vocab_size = {vocab_size}: expected at least the data's {data_vocab_size} "
+            "(null takes the data's own)"
+        )
+    try:
+        period = _period(config)
+    except ConfigError as error:
+        period = ()
+        problems += error.problems
+    _stop_if_any(problems)
+    letters = {slot.letter for slot in period}
+    kinds = [kind for kind, letter in LETTERS.items() if letter in letters]
+    _stop_if_any(kind_problems(config, kinds))
+    mixers = {kind: mixer_of(config, kind) for kind in kinds}
+    slots, mismatch = _slots(config, period, mixers)
+    blocks = _shared_keys_and_values(tuple(_blocks(config, slots, mixers)), config.kv_sharing)
+    _stop_if_any(_tie_problems(config, blocks))
+    spec = ModelSpec(
+        d_model=config.d_model,
+        vocab_size=vocab_size,
+        tie_embeddings=config.tie_embeddings,
+        norm_eps=config.norm_eps,
+        init_std=config.init_std,
+        blocks=blocks,
+        meta_tokens=config.meta_tokens,
+        embedding_multiplier=config.embedding_multiplier,
+        residual_multiplier=config.residual_multiplier,
+        logit_multiplier=config.logit_multiplier,
+    )
+    return ResolvedModel(spec=spec, param_mismatch=mismatch)
+
+
+def _stop_if_any(problems: list[str]) -> None:
+    if problems:
+        raise ConfigError(problems)
+
+
+# --- which blocks, and how many -----------------------------------------------------------------
+
+
+def _period(config: ModelConfig) -> tuple[Slot, ...]:
+    """One period of the blocks; of a ratio, one block of each kind that it has."""
+    if config.pattern is not None:
+        set_too = [f"model.{name}" for name in ("ratio", "placement") if getattr(config, name) is not None]
+        if set_too:
+            raise ConfigError(
+                f"model.pattern = {config.pattern!r}: it says which blocks there are and where; expected "
+                f"{' and '.join(set_too)}: null beside it"
+            )
+        return parse_pattern(config.pattern)
+    if config.ratio is None:
+        raise ConfigError("model.ratio = None: expected a ratio of model.mixers such as 1:5, or a model.pattern")
+    if len(config.mixers) != 2 or config.mixers[0] == config.mixers[1]:
+        raise ConfigError(
+            f"model.mixers = {list(config.mixers)}: expected two different kinds of block, which the ratio counts "
+            f"(of {', '.join(LETTERS)})"
+        )
+    ratio = parse_ratio(config.ratio, "model.ratio")
+    counts = zip(config.mixers, (ratio.first, ratio.second), strict=True)
+    return tuple(Slot(letter=LETTERS[kind], bare=False) for kind, count in counts if count)
+
+
+def _slots(
+    config: ModelConfig, period: tuple[Slot, ...], mixers: Mapping[BlockKind, MixerSpec]
+) -> tuple[tuple[Slot, ...], float | None]:
+    """The blocks in order, and how well their parameters match where the depth was not given."""
+    reference = config.reference_depth * block_params(_block(config.attention, config.ffn), config.d_model)
+
+    def dense(slot: Slot) -> BlockSpec:
+        kind = KINDS[slot.letter]
+        return _block(mixers[kind], None if slot.bare else config.ffn, kind if kind in config.tied else None)
+
+    depth = config.depth
+    if config.pattern is not None:
+        if depth is None:
+            depth = matched_repeats([dense(slot) for slot in period], config.d_model, reference)
+        slots = repeated(period, depth)
+        missing = {slot.letter for slot in period} - {slot.letter for slot in slots}
+        if missing:
+            needed = next(
+                n for n in range(1, len(period) + 1) if {s.letter for s in period[:n]} == {s.letter for s in period}
+            )
+            raise ConfigError(
+                f"model.pattern = {config.pattern!r}: {depth} blocks hold no {', '.join(sorted(missing))} block; "
+                f"expected a larger scale, or model.depth of at least {needed}"
+            )
+    else:
+        ratio, placement = parse_ratio(config.ratio, "model.ratio"), _placement(config.placement)
+        first, second = (LETTERS[kind] for kind in config.mixers)
+        if depth is None:
+            blocks = {slot.letter: dense(slot) for slot in period}
+            of_first, of_second = blocks.get(first), blocks.get(second)
+            given = cast(BlockSpec, of_first or of_second)
+            depth = _matched_depth(ratio, of_first or given, of_second or given, config.d_model, reference)
+        slots = tuple(
+            Slot(letter=letter, bare=False) for letter in layout(ratio, depth, placement, letters=first + second)
+        )
+    if config.depth is not None:
+        return slots, None
+    own = distinct_blocks(tuple(dense(slot) for slot in slots))
+    return slots, sum(block_params(block, config.d_model) for block in own) / reference - 1
+
+
+_matched_depth = lru_cache(maxsize=4096)(matched_depth)
+
+
+def _placement(value: object) -> Placement:
+    if value is None:
+        return "middle"
+    if isinstance(value, str) and value in PLACEMENT_NAMES:
+        return cast(Placement, value)
+    if isinstance(value, int) and not isinstance(value, bool):
+        return (value,)
+    if isinstance(value, list | tuple) and all(isinstance(p, int) and not isinstance(p, bool) for p in value):
+        return tuple(value)
+    raise ConfigError(
+        f"model.placement = {value!r}: expected {', '.join(PLACEMENT_NAMES)}, or the positions of the first kind's "
+        "blocks counted from 1, such as [4, 8]"
+        + (did_you_mean(value, PLACEMENT_NAMES) if isinstance(value, str) else "")
+    )
+
+
+@lru_cache(maxsize=4096)
+def _block(mixer: MixerSpec, ffn: FfnSpec | None, tie: str | None = None) -> BlockSpec:
+    return BlockSpec(mixer=mixer, ffn=ffn, tie=tie)
+
+
+def _blocks(config: ModelConfig, slots: tuple[Slot, ...], mixers: Mapping[BlockKind, MixerSpec]) -> Iterator[BlockSpec]:
+    """The blocks, with experts, ties, and the depths that differential mixers start from: of tied ones, the first's."""
+    seen: dict[BlockKind, int] = {}
+    first_at: dict[BlockKind, int] = {}
+    for i, slot in enumerate(slots, 1):
+        kind = KINDS[slot.letter]
+        seen[kind] = seen.get(kind, 0) + 1
+        first_at.setdefault(kind, i)
+        tied = kind in config.tied
+        depth = (first_at[kind] if tied else i) if config.lambda_depth == "blocks" else (1 if tied else seen[kind])
+        yield _block(_at_depth(mixers[kind], depth), None if slot.bare else _ffn(config, i), kind if tied else None)
+
+
+def _tie_problems(config: ModelConfig, blocks: tuple[BlockSpec, ...]) -> list[str]:
+    problems = []
+    for kind in config.tied:
+        alike = {block for block in blocks if block.tie == kind}
+        if not alike:
+            problems.append(f"model.tied = {list(config.tied)}: the model has no {kind} block")
+        elif len(alike) > 1:
+            problems.append(
+                f"model.tied = {list(config.tied)}: the {kind} blocks differ, in their ffn or in whose keys and values "
+                "they use; expected equal blocks, such as with model.moe.every: null and model.kv_sharing: 1"
+            )
+    return problems
+
+
+def _ffn(config: ModelConfig, block: int) -> FfnSpec | None:
+    moe, dense = config.moe, config.ffn
+    if moe.every is None or dense is None or block % moe.every:
+        return dense
+    return MoeSpec(
+        d_ffn=dense.d_ffn // 2 if moe.d_ffn is None else moe.d_ffn,
+        n_experts=moe.n_experts,
+        top_k=moe.top_k,
+        n_shared=moe.n_shared,
+        bias_step=moe.bias_step,
+    )
+
+
+def _at_depth(mixer: MixerSpec, depth: int) -> MixerSpec:
+    """Of a mixer whose lambda starts from its depth, the one at this depth."""
+    match mixer:
+        case DiffAttentionSpec() | DiffMambaSpec():
+            return dataclasses.replace(mixer, depth=depth)
+        case IntraSpec(scalar="diff_t"):
+            return dataclasses.replace(mixer, lambda_depth=depth)
+        case _:
+            return mixer
+
+
+def _shared_keys_and_values(blocks: tuple[BlockSpec, ...], group: int) -> tuple[BlockSpec, ...]:
+    """Of every `group` successive blocks with equal attention, all but the first borrow the first one's keys and
+    values (Dong et al. 2024, section 2.3)."""
+    if group == 1:
+        return blocks
+    shared: list[BlockSpec] = []
+    lender: AttentionSpec | None = None
+    borrowed = 0
+    for block in blocks:
+        attention = attention_in(block.mixer)
+        if attention is not None:
+            if attention == lender and borrowed < group - 1:
+                borrowed += 1
+                block = dataclasses.replace(block, mixer=_borrowing(block.mixer))
+            else:
+                lender, borrowed = attention, 0
+        shared.append(block)
+    return tuple(shared)
+
+
+def attention_in(mixer: MixerSpec) -> AttentionSpec | None:
+    """The attention that a block has, alone or beside Mamba."""
+    match mixer:
+        case AttentionSpec():
+            return mixer
+        case IntraSpec():
+            return mixer.attention
+        case _:
+            return None
+
+
+def _borrowing(mixer: MixerSpec) -> MixerSpec:
+    match mixer:
+        case AttentionSpec():
+            return dataclasses.replace(mixer, borrows_kv=True)
+        case IntraSpec():
+            return dataclasses.replace(mixer, attention=dataclasses.replace(mixer.attention, borrows_kv=True))
+        case _:
+            raise AssertionError(f"{mixer} has no keys and values")
