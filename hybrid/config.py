@@ -207,15 +207,16 @@ def _data(value: object, stdlib_fingerprint: Fingerprints) -> DataSpec:
 
 
 def _check_windows(model: ModelSpec, seq_len: int) -> None:
-    """Raises ConfigError for a window that no key is outside of: such a block is attention by another name."""
+    """Raises ConfigError for a window that never closes in training: at this length nothing would be windowed."""
     for block in model.blocks:
         attention = attention_in(block.mixer)
         window = None if attention is None else attention.window
         room = seq_len + model.meta_tokens
+        meta = f" and {model.meta_tokens} meta tokens" if model.meta_tokens else ""
         if window is not None and window.size + window.sink >= room:
             raise ConfigError(
                 f"model.window.size, sink = {window.size}, {window.sink}: together they hold all of a sequence of "
-                f"seq_len = {seq_len}; expected less (nearest size: {max(1, room - window.sink - 1)})"
+                f"seq_len = {seq_len}{meta}; expected less (nearest size: {max(1, room - window.sink - 1)})"
             )
 
 

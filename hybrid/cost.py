@@ -242,7 +242,7 @@ def _intra(i: IntraSpec, d_model: int) -> Parts:
 def mixer_params(mixer: MixerSpec, d_model: int) -> int:
     """Every parameter of the mixer's module, without the block's norm."""
     if isinstance(mixer, OutsideSpec):
-        return outside.find(mixer).params(outside.settings_of(mixer), d_model)
+        return outside.params(mixer, d_model)
     p = parts(mixer, d_model)
     return p.matrices + p.vectors + sum(c.channels * (c.taps + 1) for c in p.convolutions)
 
@@ -334,7 +334,7 @@ def paper_block_train_flops(block: BlockSpec, d_model: int, seq_len: int) -> int
     mixer = block.mixer
     if isinstance(mixer, OutsideSpec):
         ffn = active_ffn_params(block.ffn, d_model) - router_params(block.ffn, d_model)
-        forward = outside.find(mixer).forward_flops(outside.settings_of(mixer), d_model, seq_len)
+        forward = outside.forward_flops(mixer, d_model, seq_len)
         return 3 * forward + 6 * ffn * seq_len
     p = parts(mixer, d_model)
     # 12 d L (L + 1) / 2 where d_qk = d_v = d.
@@ -353,8 +353,7 @@ def full_block_forward_flops(block: BlockSpec, d_model: int, seq_len: int) -> in
     """
     ffn = 2 * active_ffn_params(block.ffn, d_model) * seq_len
     if isinstance(block.mixer, OutsideSpec):
-        settings = outside.settings_of(block.mixer)
-        return outside.find(block.mixer).forward_flops(settings, d_model, seq_len) + ffn
+        return outside.forward_flops(block.mixer, d_model, seq_len) + ffn
     p = parts(block.mixer, d_model)
     chunk = min(FULL_SSD_CHUNK, seq_len)
     scan = sum(
@@ -393,8 +392,7 @@ def block_state_bytes(block: BlockSpec, d_model: int, seq_len: int, element_byte
     another block's.
     """
     if isinstance(block.mixer, OutsideSpec):
-        settings = outside.settings_of(block.mixer)
-        return outside.find(block.mixer).state_bytes(settings, d_model, seq_len, element_bytes)
+        return outside.state_bytes(block.mixer, d_model, seq_len, element_bytes)
     p = parts(block.mixer, d_model)
     softmax = sum(s.d_kv * s.visible(seq_len) for s in p.softmaxes if not s.borrowed)
     return element_bytes * softmax + recurrent_state_bytes(p, element_bytes)

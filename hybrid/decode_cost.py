@@ -71,7 +71,7 @@ def _block_flops(block: BlockSpec, d_model: int, positions: int) -> int:
     """Operations of one token. An outside mixer counts its forward of one position, whatever came before."""
     ffn = 2 * active_ffn_params(block.ffn, d_model)
     if isinstance(block.mixer, OutsideSpec):
-        return outside.find(block.mixer).forward_flops(outside.settings_of(block.mixer), d_model, 1) + ffn
+        return outside.forward_flops(block.mixer, d_model, 1) + ffn
     p = parts(block.mixer, d_model)
     softmax = sum(2 * s.visible(positions) * (s.d_qk + s.full_d_v) for s in p.softmaxes)
     # The chunked scan on a chunk of one position: C B^T, times dt x; B (dt x)^T, which is added to the state; C h.
@@ -102,7 +102,7 @@ def _kv_elements(mixer: MixerSpec, d_model: int, positions: int) -> int:
 
 def _state_bytes(mixer: MixerSpec, d_model: int, positions: int, element_bytes: int) -> int:
     if isinstance(mixer, OutsideSpec):
-        return outside.find(mixer).state_bytes(outside.settings_of(mixer), d_model, positions, element_bytes)
+        return outside.state_bytes(mixer, d_model, positions, element_bytes)
     return recurrent_state_bytes(parts(mixer, d_model), element_bytes)
 
 

@@ -197,12 +197,12 @@ def parse_pattern(text: object, where: str = "model.pattern") -> tuple[Slot, ...
         if letter:
             if letter not in KINDS:
                 raise ConfigError(f"{where} = {text!r}: {letter} is no block; {expected}")
-            stack[-1].extend([Slot(letter=letter, bare=bool(dot))] * int(count or 1))
+            stack[-1].extend([Slot(letter=letter, bare=bool(dot))] * min(int(count or 1), _LONGEST + 1))
         elif opening:
             stack.append([])
         elif closing and len(stack) > 1:
             group = stack.pop()
-            stack[-1].extend(group * int(times or 1))
+            stack[-1].extend(group * min(int(times or 1), _LONGEST + 1))
         else:
             raise ConfigError(f"{where} = {text!r}: a bracket is closed that was not opened; {expected}")
         if len(stack[-1]) > _LONGEST:

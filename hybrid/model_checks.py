@@ -4,7 +4,7 @@ import dataclasses
 
 from hybrid.layout import BlockKind, parse_ratio
 from hybrid.model_config import ModelConfig, widths_of
-from hybrid.spec import Mamba2Spec
+from hybrid.spec import AttentionSpec, Mamba2Spec, Relu2Spec
 
 _DEEPEST, _LARGEST = 10_000, 10_000_000
 
@@ -33,6 +33,12 @@ def size_problems(model: ModelConfig) -> list[str]:
         "model.intra.qk_head_dim": i.qk_head_dim,
         "model.intra.d_ssm": i.d_ssm,
         "model.intra.ssm_head_dim": i.ssm_head_dim,
+        "model.intra.widths.joint.qk_head_dim": i.widths.joint.qk_head_dim,
+        "model.intra.widths.joint.d_ssm": i.widths.joint.d_ssm,
+        "model.intra.widths.joint.ssm_head_dim": i.widths.joint.ssm_head_dim,
+        "model.intra.widths.separate.qk_head_dim": i.widths.separate.qk_head_dim,
+        "model.intra.widths.separate.d_ssm": i.widths.separate.d_ssm,
+        "model.intra.widths.separate.ssm_head_dim": i.widths.separate.ssm_head_dim,
         "model.short_conv.d_conv": model.short_conv.d_conv,
         "model.ffn.d_ffn": None if model.ffn is None else model.ffn.d_ffn,
         "model.moe.every": model.moe.every,
@@ -102,6 +108,12 @@ def attention_and_mamba_problems(model: ModelConfig) -> list[str]:
     if a.rope is not None and a.head_dim % 2:
         problems.append(f"model.attention.head_dim = {a.head_dim}: expected an even number, as RoPE turns pairs")
     scaling = None if a.rope is None else a.rope.scaling
+    if scaling is not None and scaling.factor < 1:
+        problems.append(f"model.attention.rope.scaling.factor = {scaling.factor}: expected at least 1")
+    if scaling is not None and scaling.original_seq_len < 1:
+        problems.append(
+            f"model.attention.rope.scaling.original_seq_len = {scaling.original_seq_len}: expected at least 1"
+        )
     if scaling is not None and not 0 < scaling.low_freq_factor < scaling.high_freq_factor:
         problems.append(
             f"model.attention.rope.scaling: low_freq_factor, high_freq_factor = {scaling.low_freq_factor}, "
@@ -115,17 +127,9 @@ def attention_and_mamba_problems(model: ModelConfig) -> list[str]:
 
 def kind_problems(model: ModelConfig, kinds: list[BlockKind]) -> list[str]:
     """What the kinds of block that this model has ask of their settings."""
-    problems: list[str] = []
-    if "diff_attention" in kinds and model.attention.n_heads % 2:
-        problems.append(
-            f"model.attention.n_heads = {model.attention.n_heads}: differential attention pairs heads; expected an "
-            f"even number (nearest: {model.attention.n_heads + 1})"
-        )
-    if "diff_attention" in kinds and (model.attention.n_heads // 2) % max(1, model.attention.n_kv_heads // 2):
-        problems.append(
-            f"model.attention.n_kv_heads = {model.attention.n_kv_heads}: expected pairs that divide the "
-            f"{model.attention.n_heads // 2} pairs of heads"
-        )
+    problems = _moe_problems(model)
+    if "diff_attention" in kinds:
+        problems += _diff_attention_problems(model.attention)
     if "diff_mamba" in kinds:
         half, head_dim = model.mamba.d_ssm // 2, model.mamba.head_dim
         if model.mamba.d_ssm % 2 or half % head_dim:
@@ -145,6 +149,38 @@ def kind_problems(model: ModelConfig, kinds: list[BlockKind]) -> list[str]:
         if not (ratio.first and ratio.second):
             problems.append(f"model.intra.dim_ratio = {ratio}: a windowed intra-hybrid block has both modules")
     return problems
+
+
+def _diff_attention_problems(a: AttentionSpec) -> list[str]:
+    """Differential attention halves the scale's heads, and has neither convolution nor softmax scale of its own."""
+    problems = []
+    if a.n_heads % 2:
+        problems.append(
+            f"model.attention.n_heads = {a.n_heads}: differential attention pairs heads; expected an even number "
+            f"(nearest: {a.n_heads + 1})"
+        )
+    elif a.n_kv_heads > 1 and (a.n_kv_heads % 2 or (a.n_heads // 2) % (a.n_kv_heads // 2)):
+        problems.append(
+            f"model.attention.n_kv_heads = {a.n_kv_heads}: differential attention pairs key heads; expected 1, or an "
+            f"even number whose pairs divide the {a.n_heads // 2} pairs of heads"
+        )
+    for name, value in (("qkv_conv", a.qkv_conv), ("softmax_scale", a.softmax_scale)):
+        if value is not None:
+            problems.append(f"model.attention.{name} = {value}: differential attention has none; expected null")
+    return problems
+
+
+def _moe_problems(model: ModelConfig) -> list[str]:
+    moe, dense = model.moe, model.ffn
+    if moe.every is None:
+        return []
+    if dense is None:
+        return [f"model.moe.every = {moe.every}: experts take the place of model.ffn, which is null; expected null"]
+    if isinstance(dense, Relu2Spec):
+        return [f"model.moe.every = {moe.every}: experts are SwiGLU; expected null, or model.ffn.kind: swiglu"]
+    if moe.d_ffn is None and dense.d_ffn < 2:
+        return [f"model.moe.d_ffn = null: half of model.ffn.d_ffn = {dense.d_ffn} is none; expected at least 1"]
+    return []
 
 
 def _intra_problems(model: ModelConfig) -> list[str]:

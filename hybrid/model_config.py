@@ -6,6 +6,7 @@ those. Which kinds a model mixes, in what ratio and where, is `mixers`, `ratio` 
 """
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -85,7 +86,7 @@ class IntraConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class DiffAttentionConfig:
-    """Differential attention with half as many, paired heads as the scale's attention."""
+    """Differential attention with half as many, paired heads as the scale's attention, at least one pair of keys."""
 
     norm: Literal["head", "none"]
     fusion: Literal["diff", "add"]
@@ -168,9 +169,9 @@ def mixer_of(config: ModelConfig, kind: BlockKind) -> MixerSpec:
     """The mixer of a kind, at depth 1 where that matters."""
     match kind:
         case "attention":
-            return config.attention
+            return _attention(config)
         case "window":
-            return _windowed(config.attention, config.window)
+            return _windowed(_attention(config), config.window)
         case "mamba":
             return _one_spelling(config.mamba)
         case "intra":
@@ -181,7 +182,7 @@ def mixer_of(config: ModelConfig, kind: BlockKind) -> MixerSpec:
                 raise ConfigError("model.intra.dim_ratio: a windowed intra-hybrid block has both modules")
             return dataclasses.replace(mixer, attention=_windowed(mixer.attention, config.window))
         case "diff_attention":
-            a = config.attention
+            a = _attention(config)
             return DiffAttentionSpec(
                 n_heads=a.n_heads // 2,
                 n_kv_heads=max(1, a.n_kv_heads // 2),
@@ -200,6 +201,17 @@ def mixer_of(config: ModelConfig, kind: BlockKind) -> MixerSpec:
             return _outside(config.outside, config.d_model)
         case _ as never:
             assert_never(never)
+
+
+def _attention(config: ModelConfig) -> AttentionSpec:
+    """The scale's attention, with what says the default in other words left out: one model has one id."""
+    a = config.attention
+    scaling = None if a.rope is None else a.rope.scaling
+    return dataclasses.replace(
+        a,
+        rope=RopeSpec(theta=a.rope.theta, scaling=None) if a.rope and scaling and scaling.factor == 1.0 else a.rope,
+        softmax_scale=None if a.softmax_scale == 1.0 / math.sqrt(a.head_dim) else a.softmax_scale,
+    )
 
 
 def _one_spelling(mamba: Mamba2Spec) -> Mamba2Spec:
@@ -243,10 +255,10 @@ def _intra(config: ModelConfig) -> MixerSpec:
     intra = config.intra
     ratio = None if intra.dim_ratio is None else parse_ratio(intra.dim_ratio, "model.intra.dim_ratio")
     if ratio is not None and ratio.second == 0:
-        return config.attention
+        return _attention(config)
     if ratio is not None and ratio.first == 0:
         return _one_spelling(config.mamba)
-    return _intra_of(intra, widths_of(config), config.attention, config.mamba)
+    return _intra_of(intra, widths_of(config), _attention(config), config.mamba)
 
 
 def widths_of(config: ModelConfig) -> IntraWidths:
@@ -255,7 +267,7 @@ def widths_of(config: ModelConfig) -> IntraWidths:
     ratio = parse_ratio(config.intra.dim_ratio, "model.intra.dim_ratio")
     if not (ratio.first and ratio.second):
         return intra_widths(config.intra)
-    return _widths_by_ratio(config.intra, ratio, config.attention, config.mamba, config.d_model)
+    return _widths_by_ratio(config.intra, ratio, _attention(config), config.mamba, config.d_model)
 
 
 def _intra_of(intra: IntraConfig, widths: IntraWidths, attention: AttentionSpec, mamba: Mamba2Spec) -> IntraSpec:
@@ -272,7 +284,9 @@ def _intra_of(intra: IntraConfig, widths: IntraWidths, attention: AttentionSpec,
             value_head_dim=None if intra.value_head_dim == widths.qk_head_dim else intra.value_head_dim,
             n_value_heads=None if value_heads == intra.n_kv_heads else value_heads,
             qkv_conv=attention.qkv_conv,
-            softmax_scale=attention.softmax_scale,
+            softmax_scale=(
+                None if attention.softmax_scale == 1.0 / math.sqrt(widths.qk_head_dim) else attention.softmax_scale
+            ),
         ),
         mamba=_one_spelling(
             dataclasses.replace(mamba, d_ssm=widths.d_ssm, head_dim=widths.ssm_head_dim, gate_norm=intra.gate_norm)

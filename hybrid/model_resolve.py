@@ -34,6 +34,7 @@ from hybrid.spec import (
     MixerSpec,
     ModelSpec,
     MoeSpec,
+    SwigluSpec,
 )
 
 
@@ -68,9 +69,10 @@ def resolve_model(config: ModelConfig, data_vocab_size: int) -> ResolvedModel:
     kinds = [kind for kind, letter in LETTERS.items() if letter in letters]
     _stop_if_any(kind_problems(config, kinds))
     mixers = {kind: mixer_of(config, kind) for kind in kinds}
-    slots, mismatch = _slots(config, period, mixers)
+    slots = _slots(config, period, mixers)
     blocks = _shared_keys_and_values(tuple(_blocks(config, slots, mixers)), config.kv_sharing)
-    _stop_if_any(_tie_problems(config, blocks))
+    _stop_if_any(_sharing_problems(config, blocks))
+    blocks = _without_lonely_ties(blocks)
     spec = ModelSpec(
         d_model=config.d_model,
         vocab_size=vocab_size,
@@ -83,7 +85,7 @@ def resolve_model(config: ModelConfig, data_vocab_size: int) -> ResolvedModel:
         residual_multiplier=config.residual_multiplier,
         logit_multiplier=config.logit_multiplier,
     )
-    return ResolvedModel(spec=spec, param_mismatch=mismatch)
+    return ResolvedModel(spec=spec, param_mismatch=None if config.depth is not None else _mismatch(config, blocks))
 
 
 def _stop_if_any(problems: list[str]) -> None:
@@ -116,11 +118,12 @@ def _period(config: ModelConfig) -> tuple[Slot, ...]:
     return tuple(Slot(letter=LETTERS[kind], bare=False) for kind, count in counts if count)
 
 
-def _slots(
-    config: ModelConfig, period: tuple[Slot, ...], mixers: Mapping[BlockKind, MixerSpec]
-) -> tuple[tuple[Slot, ...], float | None]:
-    """The blocks in order, and how well their parameters match where the depth was not given."""
-    reference = config.reference_depth * block_params(_block(config.attention, config.ffn), config.d_model)
+def _slots(config: ModelConfig, period: tuple[Slot, ...], mixers: Mapping[BlockKind, MixerSpec]) -> tuple[Slot, ...]:
+    """The blocks in order: as many as given, or as many as match the reference's parameters.
+
+    What blocks borrow of each other is not known yet: keys and values count as every block's own.
+    """
+    reference = _reference_params(config)
 
     def dense(slot: Slot) -> BlockSpec:
         kind = KINDS[slot.letter]
@@ -151,10 +154,26 @@ def _slots(
         slots = tuple(
             Slot(letter=letter, bare=False) for letter in layout(ratio, depth, placement, letters=first + second)
         )
-    if config.depth is not None:
-        return slots, None
-    own = distinct_blocks(tuple(dense(slot) for slot in slots))
-    return slots, sum(block_params(block, config.d_model) for block in own) / reference - 1
+    return slots
+
+
+def _mismatch(config: ModelConfig, blocks: tuple[BlockSpec, ...]) -> float:
+    """The relative difference of the blocks' parameters, with dense feed-forward networks, from the reference's."""
+    own = [
+        dataclasses.replace(block, ffn=config.ffn) if isinstance(block.ffn, MoeSpec) else block
+        for block in distinct_blocks(blocks)
+    ]
+    return sum(block_params(block, config.d_model) for block in own) / _reference_params(config) - 1
+
+
+def _reference_params(config: ModelConfig) -> int:
+    return config.reference_depth * block_params(_reference_block(config), config.d_model)
+
+
+def _reference_block(config: ModelConfig) -> BlockSpec:
+    """A Llama block of the scale's dimensions, whatever a model makes of its attention and ffn."""
+    attention = dataclasses.replace(config.attention, qkv_conv=None)
+    return _block(attention, None if config.ffn is None else SwigluSpec(d_ffn=config.ffn.d_ffn))
 
 
 _matched_depth = lru_cache(maxsize=4096)(matched_depth)
@@ -185,16 +204,19 @@ def _blocks(config: ModelConfig, slots: tuple[Slot, ...], mixers: Mapping[BlockK
     """The blocks, with experts, ties, and the depths that differential mixers start from: of tied ones, the first's."""
     seen: dict[BlockKind, int] = {}
     first_at: dict[BlockKind, int] = {}
+    ffns = 0
     for i, slot in enumerate(slots, 1):
         kind = KINDS[slot.letter]
         seen[kind] = seen.get(kind, 0) + 1
+        ffns += not slot.bare
         first_at.setdefault(kind, i)
         tied = kind in config.tied
         depth = (first_at[kind] if tied else i) if config.lambda_depth == "blocks" else (1 if tied else seen[kind])
-        yield _block(_at_depth(mixers[kind], depth), None if slot.bare else _ffn(config, i), kind if tied else None)
+        yield _block(_at_depth(mixers[kind], depth), None if slot.bare else _ffn(config, ffns), kind if tied else None)
 
 
-def _tie_problems(config: ModelConfig, blocks: tuple[BlockSpec, ...]) -> list[str]:
+def _sharing_problems(config: ModelConfig, blocks: tuple[BlockSpec, ...]) -> list[str]:
+    """Settings of what blocks share or have instead, which no block answers to."""
     problems = []
     for kind in config.tied:
         alike = {block for block in blocks if block.tie == kind}
@@ -205,12 +227,30 @@ def _tie_problems(config: ModelConfig, blocks: tuple[BlockSpec, ...]) -> list[st
                 f"model.tied = {list(config.tied)}: the {kind} blocks differ, in their ffn or in whose keys and values "
                 "they use; expected equal blocks, such as with model.moe.every: null and model.kv_sharing: 1"
             )
+    borrowers = [a for block in blocks if (a := attention_in(block.mixer)) is not None and a.borrows_kv]
+    if config.kv_sharing > 1 and not borrowers:
+        problems.append(
+            f"model.kv_sharing = {config.kv_sharing}: no two successive blocks have equal attention; expected 1"
+        )
+    if config.moe.every is not None and not any(isinstance(block.ffn, MoeSpec) for block in blocks):
+        ffns = sum(block.ffn is not None for block in blocks)
+        problems.append(
+            f"model.moe.every = {config.moe.every}: no block has experts; expected null, or at most the number of "
+            f"blocks with an ffn, {ffns}"
+        )
     return problems
 
 
-def _ffn(config: ModelConfig, block: int) -> FfnSpec | None:
+def _without_lonely_ties(blocks: tuple[BlockSpec, ...]) -> tuple[BlockSpec, ...]:
+    """A block that is tied to no other is not tied: one model has one id."""
+    ties = [block.tie for block in blocks]
+    return tuple(dataclasses.replace(b, tie=None) if b.tie and ties.count(b.tie) == 1 else b for b in blocks)
+
+
+def _ffn(config: ModelConfig, number: int) -> FfnSpec | None:
+    """The feed-forward network of the block that is the `number`-th to have one."""
     moe, dense = config.moe, config.ffn
-    if moe.every is None or dense is None or block % moe.every:
+    if moe.every is None or dense is None or number % moe.every:
         return dense
     return MoeSpec(
         d_ffn=dense.d_ffn // 2 if moe.d_ffn is None else moe.d_ffn,

@@ -65,18 +65,19 @@ _sources: dict[str, str] = {}
 
 
 def load(paths: Sequence[str]) -> None:
-    """Read the files' mixers; a file that is unchanged since it was read is not read again.
+    """Read the files' mixers, each file once in a process.
 
-    Raises ConfigError for a file that is missing, fails, or defines no mixer, and for a name and version that two
-    files define.
+    Raises ConfigError for a file that is missing, fails, or defines no mixer, for a name and version that two files
+    define, and for a file that has changed since this process read it: what was counted would not be what runs.
     """
     for path in paths:
         _load_file(Path(path).expanduser().resolve())
 
 
 def source_hashes(paths: Sequence[str]) -> dict[str, str]:
-    """The SHA-256 of each file's content, by its name: provenance of a run that uses it."""
-    return {Path(path).name: _digest(Path(path).expanduser().resolve()) for path in paths}
+    """The SHA-256 of each file's content as it was read, by its path: provenance of a run that uses it."""
+    resolved = [str(Path(path).expanduser().resolve()) for path in paths]
+    return {path: _sources[path] for path in resolved if path in _sources}
 
 
 def find(spec: OutsideSpec) -> OutsideMixer:
@@ -146,16 +147,15 @@ def _like(value: Any, default: Setting) -> Setting:
     return float(value) if isinstance(default, float) else value
 
 
-def _digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
 def _load_file(path: Path) -> None:
     where = f"exec.mixers: {path}"
     if not path.is_file():
         raise ConfigError(f"{where}: no such file")
-    digest = _digest(path)
-    if _sources.get(str(path)) == digest:
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    known_digest = _sources.get(str(path))
+    if known_digest is not None:
+        if known_digest != digest:
+            raise ConfigError(f"{where}: changed since this process read it; start again")
         return
     module = _run(path, where)
     mixers = [

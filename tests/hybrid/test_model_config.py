@@ -4,9 +4,11 @@ from pathlib import Path
 
 import pytest
 
+from hybrid.config import read_config
 from hybrid.cost import layout_of, run_cost
 from hybrid.layout import compact
 from hybrid.spec import AttentionSpec, ConfigError, IntraSpec, Mamba2Spec, MoeSpec, RunSpec
+from sweeps.compose import Composer
 
 CONF = Path(__file__).resolve().parent.parent.parent / "conf"
 PRESETS = sorted(path.stem for path in (CONF / "model").glob("*.yaml"))
@@ -18,11 +20,21 @@ def rows(expand_request, sweep: str, scale: str) -> dict[str, RunSpec]:
 
 
 @pytest.mark.parametrize("scale", SCALES)
-@pytest.mark.parametrize("preset", PRESETS)
-def test_every_preset_fits_every_scale_with_matched_parameters(resolve, preset: str, scale: str) -> None:
-    resolved = resolve(f"scale={scale}", f"model={preset}")
-    assert resolved.param_mismatch is not None
-    assert abs(resolved.param_mismatch) < 0.07
+def test_every_preset_fits_every_scale_with_parameters_that_match_llamas(scale: str) -> None:
+    """With dense feed-forward networks; experts leave the active parameters as they are."""
+    with Composer() as composer:
+        found = {
+            preset: read_config(
+                composer.compose([f"scale={scale}", f"model={preset}", "model.moe.every=null"]),
+                stdlib_fingerprint=lambda: "0" * 16,
+            )
+            for preset in PRESETS
+        }
+    llama = run_cost(found["llama"].run).block_params
+    for preset, resolved in found.items():
+        mismatch = run_cost(resolved.run).block_params / llama - 1
+        assert abs(mismatch) < 0.09, preset
+        assert resolved.param_mismatch == pytest.approx(mismatch, abs=1e-9), preset
 
 
 # arXiv 2510.04800, v3, Tables 18 (1B) and 19 (350M): layers and non-embedding parameters (billions) by row.
@@ -132,6 +144,15 @@ def test_moe_keeps_the_active_parameters_and_the_depth(resolve) -> None:
     assert round(cost.paper_non_embedding_params / 1e9, 2) == 3.79
 
 
+def test_the_reference_is_a_llama_block_whatever_a_model_makes_of_attention_and_ffn(resolve) -> None:
+    depth = len(resolve("model=mamba").run.model.blocks)
+    assert len(resolve("model=mamba", "model.attention.qkv_conv=4").run.model.blocks) == depth
+    relu2 = resolve("model=mamba", "model.ffn.kind=relu2")
+    assert relu2.param_mismatch is not None
+    assert abs(relu2.param_mismatch) < 0.05
+    assert len(relu2.run.model.blocks) > depth
+
+
 def test_experts_stand_in_every_kth_block(resolve) -> None:
     ffns = [block.ffn for block in resolve("model=jamba").run.model.blocks]
     assert [isinstance(ffn, MoeSpec) for ffn in ffns[:4]] == [False, True, False, True]
@@ -160,6 +181,11 @@ def test_lambda_depth_counts_blocks_or_mixers(resolve) -> None:
 
 def test_one_model_has_one_spelling(resolve) -> None:
     assert resolve("model.mamba.gate_norm=grouped").run == resolve().run
+    assert resolve("model.attention.softmax_scale=0.25").run == resolve().run
+    identity = "{factor:1,low_freq_factor:1,high_freq_factor:4,original_seq_len:64}"
+    assert resolve(f"model.attention.rope.scaling={identity}").run == resolve().run
+    one = ("model.ratio=1:2", "model.depth=3")
+    assert resolve(*one, "model.tied=[attention]").run == resolve(*one).run
     pattern = ("model.ratio=null", "model.placement=null", 'model.pattern="(M2 A)2"', "model.depth=6")
     assert resolve(*pattern).run == resolve("model.ratio=1:2", "model.placement=[3,6]", "model.depth=6").run
 
@@ -189,6 +215,17 @@ def test_one_model_has_one_spelling(resolve) -> None:
         (("model=diff_transformer", "model.attention.n_heads=3"), "pairs heads; expected an even number"),
         (("model=zamba2", "model.tied=[window]"), "the model has no window block"),
         (("model=zamba2", "model.tied=[attention]", "model.moe.every=4"), "the attention blocks differ"),
+        (("model=mamba", "model.kv_sharing=2"), "no two successive blocks have equal attention"),
+        (("model=nemotron_h", "model.moe.every=1"), "experts are SwiGLU"),
+        (("model.ffn=null", "model.moe.every=1"), "model.ffn, which is null"),
+        (("model.moe.every=50",), "no block has experts; expected null, or at most"),
+        (("model.ffn.d_ffn=1", "model.moe.every=1"), "half of model.ffn.d_ffn = 1 is none"),
+        (("model=diff_transformer", "model.attention.softmax_scale=0.5"), "differential attention has none"),
+        (("model=diff_transformer", "model.attention.qkv_conv=4"), "differential attention has none"),
+        (("model=diff_transformer", "model.attention.n_heads=20", "model.attention.n_kv_heads=5"), "pairs key heads"),
+        (("model.intra.widths.joint.ssm_head_dim=0",), "widths.joint.ssm_head_dim = 0: expected from 1"),
+        (("scale=1b", "model.attention.rope.scaling.factor=0"), "scaling.factor = 0.0: expected at least 1"),
+        (("model=pattern", "model.pattern=A9999999999"), "expected at most 10000 blocks"),
         (("model.kv_sharing=0",), "model.kv_sharing = 0: expected from 1"),
         (("model.attention.n_kv_heads=8",), "expected a divisor of n_heads = 4"),
         (("model.mamba.n_groups=3",), "n_groups = 3: expected a divisor of the 8 heads"),

@@ -101,3 +101,17 @@ def test_two_files_may_not_define_the_same_mixer(tmp_path: Path) -> None:
     copy.write_text(EXAMPLE.read_text())
     with pytest.raises(ConfigError, match="is also defined by"):
         outside.load([str(copy)])
+
+
+def test_a_file_that_changes_under_a_process_is_refused_and_its_hash_is_that_of_what_was_read(
+    tmp_path: Path,
+) -> None:
+    mine = tmp_path / "mine.py"
+    mine.write_text(EXAMPLE.read_text().replace('name = "moving_average"', 'name = "mine"'))
+    outside.load([str(mine)])
+    before = outside.source_hashes([str(mine)])
+    mine.write_text(mine.read_text() + "# edited\n")
+    with pytest.raises(ConfigError, match="changed since this process read it"):
+        outside.load([str(mine)])
+    mine.unlink()
+    assert outside.source_hashes([str(mine)]) == before == {str(mine): before[str(mine)]}
