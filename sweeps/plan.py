@@ -3,10 +3,12 @@
 import json
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
+from functools import lru_cache
 from typing import Any
 
 from hybrid.cost import Cost, layout_of, run_cost
+from hybrid.decode_cost import A100_80GB_SXM, H100_SXM, H200_SXM, decode_cost, roofline
 from hybrid.equivalence import EquivalenceClass, equivalence_classes
 from hybrid.layout import compact
 from hybrid.spec import ModelSpec, RunSpec
@@ -92,7 +94,8 @@ def as_json(plan: Sequence[PlannedCell]) -> str:
     """The plan as a JSON list, one object a cell, in full precision; FLOPs are exact integers.
 
     `train_flops` is in the paper's convention, `full_train_flops` in the full one. `one_model_with` names the first
-    cells, without their seed, whose model is the same by symmetry, and `symmetry` says why.
+    cells, without their seed, whose model is the same by symmetry, and `symmetry` says why. `decode_bf16` is
+    one decoding step: FLOPs, bytes read, and the time that the larger of the two takes at a device's published rates.
     """
     first_and_reason = {
         label: (found.names[0], reason)
@@ -128,6 +131,19 @@ def _object(cell: PlannedCell, one_model_with: str | None, symmetry: str | None)
         "train_flops_per_sample": cost.paper_train_flops_per_sample,
         "full_train_flops": cost.full_train_flops,
         "cache_bytes": cost.paper_cache_bytes,
+        "decode_bf16": _decode(spec.model, spec.seq_len),
+    }
+
+
+@lru_cache(maxsize=1024)
+def _decode(model: ModelSpec, length: int) -> dict[str, Any]:
+    """What making one token at the last of `length` positions costs in bf16, and its least time on each device."""
+    cost = decode_cost(model, batch=1, length=length, element_bytes=2)
+    return {
+        "batch": 1,
+        "length": length,
+        **asdict(cost),
+        "roofline_s": {device.name: roofline(cost, device).time_s for device in (A100_80GB_SXM, H100_SXM, H200_SXM)},
     }
 
 

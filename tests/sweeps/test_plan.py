@@ -78,3 +78,11 @@ def test_active_parameters_are_shown_where_they_differ(plan_of: Any) -> None:
     assert "active" in as_text(sparse, title="").split("\n")[2].split()
     (cell,) = objects(sparse)
     assert cell["active_params"] < cell["non_embedding_params"]
+
+
+def test_a_cells_decoding_step_has_its_bytes_and_its_least_time_on_each_device(plan_of: Any) -> None:
+    attention, mamba = (objects(plan_of("scale=1b", f"model={m}"))[0]["decode_bf16"] for m in ("llama", "mamba"))
+    assert attention["kv_bytes"] > 0 == attention["state_bytes"]
+    assert mamba["state_bytes"] > 0 == mamba["kv_bytes"]
+    moved = attention["weight_bytes"] + attention["kv_bytes"]
+    assert attention["roofline_s"]["H200 SXM"] == pytest.approx(moved / 4.8e12)
