@@ -34,7 +34,7 @@ def main() -> int:
         try:
             single()
         except Exception as error:
-            if wants_traceback or not _is_hydras(error):
+            if wants_traceback or isinstance(error, BrokenPipeError) or not _is_hydras(error):
                 raise
             raise _in_our_words(error) from error
         return 0

@@ -12,7 +12,7 @@ from torch import Tensor
 from hybrid.model import LanguageModel
 
 PREFILL_POSITIONS: Final = 1024
-"""The prompt is read in pieces of so many positions, so that its logits and activations need not all be held."""
+"""The prompt is read in pieces of so many positions, so that its activations need not all be held."""
 
 
 def generate(
@@ -25,6 +25,8 @@ def generate(
     top_p: float | None = None,
     seed: int = 1,
     stop_tokens: tuple[int, ...] = (),
+    vocab_size: int | None = None,
+    state_dtype: torch.dtype | None = None,
 ) -> Tensor:
     """The tokens of `stream`, (B, N)."""
     tokens = stream(
@@ -36,6 +38,8 @@ def generate(
         top_p=top_p,
         seed=seed,
         stop_tokens=stop_tokens,
+        vocab_size=vocab_size,
+        state_dtype=state_dtype,
     )
     return torch.stack(list(tokens), dim=1)
 
@@ -50,12 +54,17 @@ def stream(
     top_p: float | None = None,
     seed: int = 1,
     stop_tokens: tuple[int, ...] = (),
+    vocab_size: int | None = None,
+    state_dtype: torch.dtype | None = None,
 ) -> Iterator[Tensor]:
     """The next token of every sequence, (B,), as soon as it is there; at most `max_new_tokens` >= 1 times.
 
     The prompt has at least one position. A sequence ends with the first of `stop_tokens` that it has; where others go
     on, it has that token again and again. `temperature` 0 is greedy; else `choose` says what is drawn, and what comes
-    is a function of `seed`, the prompt and the settings. The model is in evaluation mode while this lasts.
+    is a function of `seed`, the prompt and the settings. Tokens from `vocab_size` on (of the model's vocabulary, those
+    that its data do not have) are never chosen. States are held in `state_dtype`, the parameters' unless given; where
+    the model runs under autocast, give its dtype: wider states would be converted at every step, and hold no more.
+    The model is in evaluation mode while this lasts.
     """
     generator = torch.Generator().manual_seed(seed)
     stops = torch.tensor(stop_tokens, dtype=prompt_BL.dtype, device=prompt_BL.device)
@@ -64,18 +73,23 @@ def stream(
     try:
         with torch.no_grad():
             # The last token is never read.
-            state = model.init_state(prompt_BL.shape[0], prompt_BL.shape[1] + max_new_tokens - 1)
+            state = model.init_state(prompt_BL.shape[0], prompt_BL.shape[1] + max_new_tokens - 1, state_dtype)
             for first in range(0, prompt_BL.shape[1], PREFILL_POSITIONS):
-                logits_BLV, state = model.step(prompt_BL[:, first : first + PREFILL_POSITIONS], state)
-            token_B = choose(logits_BLV[:, -1], generator, temperature=temperature, top_k=top_k, top_p=top_p)
+                piece_BL = prompt_BL[:, first : first + PREFILL_POSITIONS]
+                logits_B1V, state = model.step(piece_BL, state, last_only=True)
+            token_B = choose(
+                logits_B1V[:, 0, :vocab_size], generator, temperature=temperature, top_k=top_k, top_p=top_p
+            )
         yield token_B
         for _ in range(max_new_tokens - 1):
             stopped_B = torch.isin(token_B, stops)
             if stop_tokens and bool(stopped_B.all()):
                 return
             with torch.no_grad():
-                logits_BLV, state = model.step(token_B.unsqueeze(1), state)
-                next_B = choose(logits_BLV[:, -1], generator, temperature=temperature, top_k=top_k, top_p=top_p)
+                logits_B1V, state = model.step(token_B.unsqueeze(1), state)
+                next_B = choose(
+                    logits_B1V[:, 0, :vocab_size], generator, temperature=temperature, top_k=top_k, top_p=top_p
+                )
             token_B = torch.where(stopped_B, token_B, next_B)
             yield token_B
     finally:

@@ -185,10 +185,13 @@ class LanguageModel(nn.Module):
             _, state = self._advance(self.meta_tokens.expand(batch_size, -1, -1), state)
         return state
 
-    def step(self, tokens_BL: Tensor, state: ModelState) -> tuple[Tensor, ModelState]:
-        """Logits (B, L, V) at the next L >= 1 positions, and the state after them; the given state is used up."""
+    def step(self, tokens_BL: Tensor, state: ModelState, *, last_only: bool = False) -> tuple[Tensor, ModelState]:
+        """Logits (B, L, V) at the next L >= 1 positions, and the state after them; the given state is used up.
+
+        With `last_only` the logits are those of the last position, (B, 1, V): those of the others are never made.
+        """
         x_BLD, state = self._advance(self._embed(tokens_BL), state)
-        return self._logits(x_BLD), state
+        return self._logits(x_BLD[:, -1:] if last_only else x_BLD), state
 
     def applied_blocks(self) -> list[Block]:
         """The blocks in the order in which they are applied, tied ones as often as they are."""

@@ -3,13 +3,15 @@
 stdout is for what was asked for (tables, JSON); everything said on the way goes to stderr.
 """
 
+import contextlib
 import os
+import select
 import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal, TextIO, cast
 
 from hybrid.config import read_config
 from hybrid.cost import layout_of
@@ -66,18 +68,58 @@ def open_store(config: Mapping[str, Any]) -> Store:
 
 def guarded(command: Callable[[], int]) -> int:
     """Run a command; a user's mistake becomes one clear message and exit code 2, a store or disk that fails exit
-    code 1."""
+    code 1. Where whoever read the output has gone, as `head` does, it ends without a word, and that is no failure."""
     try:
-        return command()
+        return _with_messages(command)
+    finally:
+        # What is still buffered would fail at the interpreter's end, where nothing can be caught.
+        for stream in _streams():
+            try:
+                stream.flush()
+            except OSError:
+                _discard(stream)
+
+
+def _with_messages(command: Callable[[], int]) -> int:
+    try:
+        code = command()
+        if sys.stdout is not None:
+            with contextlib.suppress(BrokenPipeError):  # what the command came to stands, read or not
+                sys.stdout.flush()
+        return code
     except ConfigError as error:
-        say("\n".join(f"error: {line}" for line in error.problems))
-        return EXIT_MISTAKE
+        message, code = "\n".join(f"error: {line}" for line in error.problems), EXIT_MISTAKE
     except (StoreError, OSError) as error:
-        say(f"error: {explain_failure(error)}")
-        return EXIT_SOME_FAILED
+        if isinstance(error, BrokenPipeError) and any(map(_reader_gone, _streams())):
+            return EXIT_OK
+        message, code = f"error: {explain_failure(error)}", EXIT_SOME_FAILED
     except KeyboardInterrupt:
-        say("interrupted; the same command goes on where this one stopped")
-        return EXIT_INTERRUPTED
+        message, code = "interrupted; the same command goes on where this one stopped", EXIT_INTERRUPTED
+    with contextlib.suppress(BrokenPipeError):
+        say(message)
+    return code
+
+
+def _streams() -> list[TextIO]:
+    """stdout and stderr; a process may have been started without them."""
+    return [stream for stream in (sys.stdout, sys.stderr) if stream is not None]
+
+
+def _reader_gone(stream: TextIO) -> bool:
+    """Whether the stream is a pipe that nobody reads any more."""
+    try:
+        poll = select.poll()
+        poll.register(stream.fileno(), 0)
+        return any(events & (select.POLLERR | select.POLLHUP) for _, events in poll.poll(0))
+    except (OSError, ValueError):  # no file, or closed
+        return False
+
+
+def _discard(stream: TextIO) -> None:
+    """Let what the stream holds, and all that follows, go nowhere."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, stream.fileno())
+    os.close(nowhere)
 
 
 def run_request(arguments: Sequence[str], launcher: Launcher) -> int:
@@ -259,14 +301,14 @@ def _evaluate(runs: Sequence[CellRun], store: Store) -> int:
 
 
 def _generate(runs: Sequence[CellRun], settings: GenerateConfig, store: Store) -> int:
-    """Text to stdout, as it is made where somebody watches; which run it is of, where there are several, to stderr."""
+    """Text to stdout, as it is made; which run it is of, where there are several, to stderr. Ctrl-C is an end too."""
     on_terminal = sys.stdout.isatty()
     encoding = sys.stdout.encoding or "utf-8"
 
     def write(piece: str) -> None:
         if on_terminal:
             piece = piece.translate(_NOT_FOR_TERMINALS)
-        print(piece.encode(encoding, "replace").decode(encoding), end="", flush=on_terminal)
+        print(piece.encode(encoding, "replace").decode(encoding), end="", flush=True)
 
     failed = False
     distinct = {run.cell.run_id: run for run in runs}.values()
@@ -276,10 +318,11 @@ def _generate(runs: Sequence[CellRun], settings: GenerateConfig, store: Store) -
         try:
             generate_one(store, run.resolved.run, run.resolved.execution, settings, write)
             print(flush=True)
-        except BrokenPipeError:
-            # Who reads has seen enough; what is still buffered has nowhere to go, at the interpreter's end either.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            return EXIT_OK
+        except KeyboardInterrupt:
+            # What comes next on the terminal begins a line; Ctrl-C may have ended the reader as well.
+            with contextlib.suppress(BrokenPipeError):
+                print(flush=True)
+            return EXIT_INTERRUPTED
         except (StoreError, ConfigError) as error:
             failed = True
             say(f"error: {run.cell.name}: {error}")

@@ -521,6 +521,8 @@ def generate_one(
             top_p=settings.top_p,
             seed=settings.seed,
             stop_tokens=(BOS, EOS),
+            vocab_size=run.data.vocab_size,  # the model may have room for more
+            state_dtype=torch.bfloat16 if run.dtype == "bfloat16" else torch.float32,
         )
         write(decoder.decode(prompt))
         with autocast(run.dtype, device):

@@ -2,14 +2,17 @@
 
 from collections import Counter
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 from hybrid import generate as module
+from hybrid.cost import model_state_bytes
 from hybrid.generate import choose, generate, stream
-from hybrid.model import LanguageModel
+from hybrid.mixers.base import state_bytes
+from hybrid.model import LanguageModel, ModelState
 from hybrid.spec import (
     AttentionSpec,
     BlockSpec,
@@ -184,6 +187,60 @@ def test_a_sequence_ends_with_a_stop_token_and_generation_with_the_last_sequence
     assert made.shape[1] == max(ends) + 1
     for row, expected, end in zip(made.tolist(), free.tolist(), ends, strict=True):
         assert row == (expected[: end + 1] + [stop] * 30)[: len(row)]
+
+
+@pytest.mark.parametrize("settings", [{"temperature": 0.0}, {"temperature": 5.0}, {"temperature": 5.0, "top_k": 12}])
+def test_tokens_that_the_data_do_not_have_are_never_chosen(settings: dict[str, Any]) -> None:
+    """As if the model had no others: all else is as in a model of just the smaller vocabulary."""
+    model, small = model_of(HYBRID), model_of(replace(HYBRID, vocab_size=5))
+    weights = model.state_dict()
+    small.load_state_dict(weights | {name: weights[name][:5] for name in ("embedding", "head")})
+    prompt_BL = prompt() % 5
+    assert int(generate(model, prompt_BL, 40, **settings).max()) >= 5
+    made_BN = generate(model, prompt_BL, 40, **settings, vocab_size=5)
+    assert torch.equal(made_BN, generate(small, prompt_BL, 40, **settings))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_states_under_autocast_are_of_its_dtype_and_of_the_bytes_of_the_cost(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, steps, held = model_of(MODELS[name]), LanguageModel.step, []
+
+    def watched(model: LanguageModel, tokens_BL: Tensor, state: ModelState, **options: bool) -> Any:
+        held.append(state_bytes(state))
+        logits_BLV, state = steps(model, tokens_BL, state, **options)
+        held.append(state_bytes(state))
+        return logits_BLV, state
+
+    monkeypatch.setattr(LanguageModel, "step", watched)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        generate(model, prompt(), 6, temperature=0.0, state_dtype=torch.bfloat16)
+    assert set(held) == {2 * model_state_bytes(model.spec, 7 + 6 - 1, 2)}
+
+
+def test_reading_the_prompt_makes_logits_of_one_position_a_piece(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "PREFILL_POSITIONS", 3)
+    made, logits = [], LanguageModel._logits
+
+    def watched(model: LanguageModel, x: Tensor) -> Tensor:
+        made.append(tuple(x.shape))
+        return logits(model, x)
+
+    monkeypatch.setattr(LanguageModel, "_logits", watched)
+    generate(model_of(HYBRID), prompt(), 2, temperature=0.0)
+    assert made == [(2, 1, 16)] * 4  # pieces of 3, 3 and 1, then a step
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_last_logits_alone_are_those_of_all_and_the_state_is_the_same(name: str) -> None:
+    model = model_of(MODELS[name]).double().eval()
+    with torch.no_grad():
+        all_BLV, after = model.step(prompt(), model.init_state(2, 8))
+        last_B1V, after_last = model.step(prompt(), model.init_state(2, 8), last_only=True)
+        next_BLV, next_after_last_BLV = (model.step(prompt(2, 1), state)[0] for state in (after, after_last))
+    torch.testing.assert_close(last_B1V, all_BLV[:, -1:])
+    assert torch.equal(next_after_last_BLV, next_BLV)
 
 
 # --- a draw -------------------------------------------------------------------------------------

@@ -1,7 +1,9 @@
 """`mode=generate`: text of a finished run on stdout, and what is said where there can be none."""
 
+import errno
 import os
 import pty
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,6 +16,7 @@ import pytest
 from hybrid.config import Resolved
 from hybrid.spec import ConfigError
 from sweeps import worker
+from sweeps.commands import guarded
 from sweeps.store import RECORD_SCHEMA, Store, StoreError
 from sweeps.worker import GenerateConfig, generate_one
 
@@ -120,9 +123,34 @@ def test_the_prompt_begins_a_document_and_may_be_any_bytes(store: Store, text, m
     assert seen == [[256], [256, 0xC3, 0xA9, 0xFF]]
 
 
-def test_half_precision_is_generated_in_half_precision(store: Store, text) -> None:
-    finish(store, text("dtype=bfloat16"))
-    assert generated(store, text("dtype=bfloat16")).startswith("def f(x):")
+@pytest.mark.parametrize(("dtype", "element_bytes"), [("float32", 4), ("bfloat16", 2)])
+def test_a_run_is_decoded_in_its_own_precision_from_states_of_it(
+    store: Store, text, monkeypatch: pytest.MonkeyPatch, dtype: str, element_bytes: int
+) -> None:
+    from hybrid.cost import model_state_bytes
+    from hybrid.mixers.base import state_bytes
+    from hybrid.model import LanguageModel
+
+    resolved = text(f"dtype={dtype}")
+    finish(store, resolved)
+    seen, steps = set(), LanguageModel.step
+
+    def watched(*arguments: Any, **options: Any) -> Any:
+        logits_BLV, state = steps(*arguments, **options)
+        seen.add((str(logits_BLV.dtype), state_bytes(state)))
+        return logits_BLV, state
+
+    monkeypatch.setattr(LanguageModel, "step", watched)
+    assert generated(store, resolved).startswith("def f(x):")
+    positions = len("#def f(x):") + SETTINGS.tokens - 1
+    assert seen == {(f"torch.{dtype}", model_state_bytes(resolved.run.model, positions, element_bytes))}
+
+
+@pytest.mark.parametrize("settings", [{"temperature": 0.0}, {"temperature": 3.0}])
+def test_a_vocabulary_larger_than_the_datas_gives_text(store: Store, text, settings: dict[str, Any]) -> None:
+    wide = text("model.vocab_size=20000")
+    finish(store, wide)
+    assert len(generated(store, wide, changed(**settings))) > len("def f(x):")
 
 
 def test_a_run_that_is_not_done_is_an_error_that_says_how_to_train_it(store: Store, text) -> None:
@@ -213,6 +241,71 @@ def test_a_reader_that_has_seen_enough_is_no_error(store: Store, text, run_py) -
     process.stdout.close()
     assert process.wait() == 0
     assert process.stderr.read() == ""
+
+
+def test_text_reaches_its_reader_as_it_is_made_and_ctrl_c_ends_it_quietly(store: Store, text, run_py) -> None:
+    finish(store, text())
+    process = run_py(*TEXT, "mode=generate", "generate.prompt=xyz", "generate.temperature=0", "generate.tokens=200000")
+    assert process.stdout.read(10).startswith("xyz")
+    os.killpg(process.pid, signal.SIGINT)
+    out, err = process.communicate()
+    assert (process.returncode, err) == (130, "")
+    assert out.endswith("\n")
+
+
+def test_a_reader_that_leaves_ends_the_text(store: Store, text, run_py) -> None:
+    finish(store, text())
+    process = run_py(*TEXT, "mode=generate", "generate.temperature=0", "generate.tokens=200000")
+    assert process.stdout.read(10)
+    process.stdout.close()
+    assert process.wait() == 0
+    assert process.stderr.read() == ""
+
+
+@pytest.mark.parametrize("arguments", [("--help",), ("--cfg", "job"), (*TINY, "mode=plan")])
+def test_output_that_nobody_reads_is_no_error(run_py, arguments: tuple[str, ...]) -> None:
+    process = run_py(*arguments)
+    process.stdout.close()
+    assert process.wait() == 0
+    assert process.stderr.read() == ""
+
+
+def test_a_mistake_keeps_its_exit_code_where_nobody_reads_of_it(run_py) -> None:
+    process = run_py("generate.temprature=1")
+    process.stdout.close()
+    process.stderr.close()
+    assert process.wait() == 2
+
+
+def test_a_failure_keeps_its_exit_code_where_nobody_reads_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+
+    def fails() -> int:
+        print("a result")
+        return 1
+
+    with os.fdopen(writer, "w") as stdout:
+        monkeypatch.setattr(sys, "stdout", stdout)
+        assert guarded(fails) == 1
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no full device on this system")
+def test_output_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
+    command = [sys.executable, str(REPO / "run.py"), *TINY, "mode=plan", f"store.root={tmp_path / 'store'}"]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, cwd=tmp_path, check=False)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: the disk is full")
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_pipe_of_our_own_that_breaks_is_an_error(capsys: pytest.CaptureFixture[str]) -> None:
+    def breaks() -> int:
+        raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
+
+    assert guarded(breaks) == 1
+    assert "Broken pipe" in capsys.readouterr().err
 
 
 def test_a_terminal_is_shown_control_characters_and_does_not_obey_them(store: Store, text, tmp_path: Path) -> None:
