@@ -3,6 +3,7 @@
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 from sweeps.text import amount, duration
@@ -11,8 +12,9 @@ PLAIN_EVERY_S = 15.0
 
 
 def say(message: str) -> None:
-    """One line to stderr."""
-    print(message, file=sys.stderr, flush=True)
+    """One line to stderr; nobody reading it any more is no reason to stop."""
+    with suppress(BrokenPipeError):
+        print(message, file=sys.stderr, flush=True)
 
 
 class RunProgress:
