@@ -1,7 +1,6 @@
 """Feed-forward networks.
 
-Shapes: B batch, L length, D d_model, F d_ffn; of experts: T tokens, K chosen for a token, N = T K, E routed experts,
-C the tokens of one expert.
+Shapes: B batch, L length, D d_model; of experts: T tokens, K chosen for a token, N = T K, E routed experts.
 """
 
 from typing import Any, assert_never, final
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 from hybrid.init import Initializer
 from hybrid.linear import Linear
 from hybrid.ops.precision import compute_dtype, without_autocast
+from hybrid.ops.swiglu import experts_swiglu, relu2, swiglu
 from hybrid.spec import FfnSpec, MoeSpec, Relu2Spec, SwigluSpec
 
 
@@ -30,9 +30,7 @@ class Swiglu(nn.Module):
         init.residual(self.down_proj.weight)
 
     def forward(self, x_BLD: Tensor) -> Tensor:
-        gate_BLF, up_BLF = self.gate_up_proj(x_BLD).chunk(2, dim=-1)
-        y_BLD: Tensor = self.down_proj(F.silu(gate_BLF) * up_BLF)
-        return y_BLD
+        return swiglu(x_BLD, self.gate_up_proj.weight, self.down_proj.weight)
 
 
 @final
@@ -49,8 +47,7 @@ class Relu2(nn.Module):
         init.residual(self.down_proj.weight)
 
     def forward(self, x_BLD: Tensor) -> Tensor:
-        y_BLD: Tensor = self.down_proj(F.relu(self.up_proj(x_BLD)).square())
-        return y_BLD
+        return relu2(x_BLD, self.up_proj.weight, self.down_proj.weight)
 
 
 @final
@@ -89,7 +86,8 @@ class Moe(nn.Module):
         place_N = torch.empty_like(order_N).scatter_(0, order_N, torch.arange(len(order_N), device=order_N.device))
 
         sorted_ND = _Pick.apply(x_TD, order_N // self.spec.top_k, place_N)
-        y_ND = self._experts(sorted_ND, self._counts(load_E, len(order_N)))
+        counts = self._counts(load_E, len(order_N))
+        y_ND = experts_swiglu(sorted_ND, self.experts_gate_up, self.experts_down, counts)
         y_TKD = _Pick.apply(y_ND, place_N, order_N).unflatten(0, (-1, self.spec.top_k))
         # The sum is made in the weights' precision, then in that of the experts.
         y_BLD = (y_TKD * weight_TK.unsqueeze(-1)).sum(1).to(y_ND.dtype).view(x_BLD.shape)
@@ -111,17 +109,6 @@ class Moe(nn.Module):
         if self.spec.top_k > 1:  # divided by itself, a single score would be 1, and the router without a gradient
             weight_TK = weight_TK / (weight_TK.sum(-1, keepdim=True) + torch.finfo(dtype).tiny)
         return chosen_TK, weight_TK
-
-    def _experts(self, x_ND: Tensor, counts: list[int]) -> Tensor:
-        """Each expert's output at its tokens, which follow one another."""
-        # unbind and not indexing: its backward fills the gradient of all experts once, not once for each.
-        weights = zip(self.experts_gate_up.unbind(), self.experts_down.unbind(), strict=True)
-        parts: list[Tensor] = []
-        for x_CD, (gate_up_GD, down_DF) in zip(x_ND.split(counts), weights, strict=True):
-            if len(x_CD):
-                gate_CF, up_CF = F.linear(x_CD, gate_up_GD).chunk(2, dim=-1)
-                parts.append(F.linear(F.silu(gate_CF) * up_CF, down_DF))
-        return torch.cat(parts)
 
     def _counts(self, load_E: Tensor, n: int) -> list[int]:
         """The loads as numbers; on the meta device, where there are none, even ones: the same sum of work."""
