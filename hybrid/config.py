@@ -213,10 +213,12 @@ def _check_windows(model: ModelSpec, seq_len: int) -> None:
         window = None if attention is None else attention.window
         room = seq_len + model.meta_tokens
         meta = f" and {model.meta_tokens} meta tokens" if model.meta_tokens else ""
+        sink = 0 if window is None else window.sink
+        nearest = f"nearest size: {room - sink - 1}" if room - sink > 1 else f"sink at most {max(0, room - 2)}"
         if window is not None and window.size + window.sink >= room:
             raise ConfigError(
                 f"model.window.size, sink = {window.size}, {window.sink}: together they hold all of a sequence of "
-                f"seq_len = {seq_len}{meta}; expected less (nearest size: {max(1, room - window.sink - 1)})"
+                f"seq_len = {seq_len}{meta}; expected less ({nearest})"
             )
 
 
@@ -295,6 +297,8 @@ def _check_execution(execution: ExecSpec) -> None:
         value = getattr(execution, field.name)
         if isinstance(value, int | float) and not isinstance(value, bool) and value <= 0:
             problems.append(f"exec.{field.name} = {value}: expected a number above 0")
+    if execution.kernels == "fused" and execution.device == "cpu":
+        problems.append("exec.kernels = fused: expected a CUDA device (exec=gpu, after make install-cuda), or auto")
     if execution.heartbeat_s * 3 > execution.lease_s:
         problems.append(
             f"exec.lease_s = {execution.lease_s}: expected at least three heartbeats of {execution.heartbeat_s} s, "

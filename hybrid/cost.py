@@ -72,8 +72,12 @@ def letter(mixer: MixerSpec) -> str:
 
 
 def layout_of(model: ModelSpec) -> str:
-    """The model's layout, one letter a block."""
-    return "".join(letter(block.mixer) for block in model.blocks)
+    """The model's layout, one letter a block; among blocks with an ffn, those without one in lower case."""
+    bare = {block.ffn is None for block in model.blocks}
+    return "".join(
+        letter(block.mixer).lower() if block.ffn is None and len(bare) > 1 else letter(block.mixer)
+        for block in model.blocks
+    )
 
 
 # --- what a mixer is made of --------------------------------------------------------------------

@@ -171,7 +171,7 @@ class Slot:
     bare: bool
 
 
-_TOKEN = re.compile(r"\s*(?:([A-Z])(\.?)(\d*)|(\()|(\))(\d*))")
+_TOKEN = re.compile(r"\s*(?:([A-Z])(\.?)([1-9]\d{0,8})?|(\()|(\))([1-9]\d{0,8})?)")
 _LONGEST = 10_000
 
 
@@ -186,17 +186,18 @@ def parse_pattern(text: object, where: str = "model.pattern") -> tuple[Slot, ...
     )
     if not isinstance(text, str) or not text.strip():
         raise ConfigError(f"{where} = {text!r}: {expected}")
+    shown = repr(text if len(text) <= 60 else text[:57] + "...")
     stack: list[list[Slot]] = [[]]
     at, rest = 0, text.rstrip()
     while at < len(rest):
         token = _TOKEN.match(rest, at)
         if token is None:
-            raise ConfigError(f"{where} = {text!r}: {rest[at:].split()[0]!r} is no block; {expected}")
+            raise ConfigError(f"{where} = {shown}: {rest[at:].split()[0]!r} is no block; {expected}")
         at = token.end()
         letter, dot, count, opening, closing, times = token.groups()
         if letter:
             if letter not in KINDS:
-                raise ConfigError(f"{where} = {text!r}: {letter} is no block; {expected}")
+                raise ConfigError(f"{where} = {shown}: {letter} is no block; {expected}")
             stack[-1].extend([Slot(letter=letter, bare=bool(dot))] * min(int(count or 1), _LONGEST + 1))
         elif opening:
             stack.append([])
@@ -204,12 +205,12 @@ def parse_pattern(text: object, where: str = "model.pattern") -> tuple[Slot, ...
             group = stack.pop()
             stack[-1].extend(group * min(int(times or 1), _LONGEST + 1))
         else:
-            raise ConfigError(f"{where} = {text!r}: a bracket is closed that was not opened; {expected}")
+            raise ConfigError(f"{where} = {shown}: a bracket is closed that was not opened; {expected}")
         if len(stack[-1]) > _LONGEST:
-            raise ConfigError(f"{where} = {text!r}: expected at most {_LONGEST} blocks")
+            raise ConfigError(f"{where} = {shown}: expected at most {_LONGEST} blocks")
     if len(stack) > 1 or not stack[0]:
         raise ConfigError(
-            f"{where} = {text!r}: {'a bracket is not closed' if len(stack) > 1 else 'no blocks'}; {expected}"
+            f"{where} = {shown}: {'a bracket is not closed' if len(stack) > 1 else 'no blocks'}; {expected}"
         )
     return tuple(stack[0])
 

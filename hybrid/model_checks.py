@@ -3,7 +3,7 @@
 import dataclasses
 
 from hybrid.layout import BlockKind, parse_ratio
-from hybrid.model_config import ModelConfig, widths_of
+from hybrid.model_config import IntraWidths, ModelConfig, widths_of
 from hybrid.spec import AttentionSpec, Mamba2Spec, Relu2Spec
 
 _DEEPEST, _LARGEST = 10_000, 10_000_000
@@ -178,8 +178,9 @@ def _moe_problems(model: ModelConfig) -> list[str]:
         return [f"model.moe.every = {moe.every}: experts take the place of model.ffn, which is null; expected null"]
     if isinstance(dense, Relu2Spec):
         return [f"model.moe.every = {moe.every}: experts are SwiGLU; expected null, or model.ffn.kind: swiglu"]
-    if moe.d_ffn is None and dense.d_ffn < 2:
-        return [f"model.moe.d_ffn = null: half of model.ffn.d_ffn = {dense.d_ffn} is none; expected at least 1"]
+    met = moe.n_shared + moe.top_k
+    if moe.d_ffn is None and dense.d_ffn < met:
+        return [f"model.moe.d_ffn = null: model.ffn.d_ffn = {dense.d_ffn} cannot be shared out among {met} experts"]
     return []
 
 
@@ -190,6 +191,9 @@ def _intra_problems(model: ModelConfig) -> list[str]:
         set_too = [name for name in ("qk_head_dim", "d_ssm", "ssm_head_dim") if getattr(i, name) is not None]
         if set_too:
             return [f"model.intra.dim_ratio = {i.dim_ratio}: it sets the widths; expected {set_too[0]}: null beside it"]
+        ratio = parse_ratio(i.dim_ratio, "model.intra.dim_ratio")
+        if not (ratio.first and ratio.second):
+            return []  # a block of one module: what joins two does not matter
     widths = widths_of(model)
     problems = _heads("model.intra", i.n_heads, i.n_kv_heads)
     if model.attention.rope is not None and widths.qk_head_dim % 2:
@@ -202,16 +206,20 @@ def _intra_problems(model: ModelConfig) -> list[str]:
             "model.intra.fusion = concat with output = separate: concatenated modules have one projection; expected "
             "output: joint, or fusion: add, which with separate outputs is the same model"
         )
+    own = i.dim_ratio is None
     if i.output == "joint" and i.fusion != "concat" and widths.d_ssm != d_v:
+        ways = (f"d_ssm: {d_v}, or " if own else "dim_ratio: null, or ") + "output: separate, or fusion: concat"
         problems.append(
             f"model.intra.d_ssm = {widths.d_ssm}: {i.fusion} of two modules of unequal width ({widths.d_ssm} and "
-            f"n_heads * value_head_dim = {d_v}); expected d_ssm: {d_v}, or output: separate, or fusion: concat"
+            f"n_heads * value_head_dim = {d_v}); expected {ways}"
         )
-    if i.value == "shared" and widths.d_ssm != d_v:
+    elif i.value == "shared" and widths.d_ssm != d_v:
         problems.append(
             f"model.intra.d_ssm = {widths.d_ssm}: a shared value needs n_heads * value_head_dim = {d_v} in both "
-            f"modules; expected d_ssm: {d_v}, or value: separate"
+            f"modules; expected output: joint with the scale's widths, or value: separate"
         )
+    if not own:
+        problems += _ratio_problems(model, widths)
     if i.value == "shared" and model.kv_sharing > 1:
         problems.append("model.kv_sharing: a block with a shared value makes its own; expected kv_sharing: 1")
     if i.n_value_heads is not None and (i.n_value_heads % i.n_kv_heads or i.n_heads % i.n_value_heads):
@@ -220,6 +228,18 @@ def _intra_problems(model: ModelConfig) -> list[str]:
             f"divides n_heads = {i.n_heads}"
         )
     return problems
+
+
+def _ratio_problems(model: ModelConfig, widths: IntraWidths) -> list[str]:
+    """A dimension ratio that whole heads cannot have at the block's parameters."""
+    ratio = parse_ratio(model.intra.dim_ratio, "model.intra.dim_ratio")
+    had = 2 * model.intra.n_heads * widths.qk_head_dim / widths.d_ssm
+    if 0.75 < had * ratio.second / ratio.first < 1.34:
+        return []
+    return [
+        f"model.intra.dim_ratio = {ratio}: the nearest at equal parameters is {had:.3g}:1, with {model.intra.n_heads} "
+        "heads; expected a ratio nearer to 1:1, or qk_head_dim and d_ssm of your own"
+    ]
 
 
 def _heads(where: str, n_heads: int, n_kv_heads: int) -> list[str]:

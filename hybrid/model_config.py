@@ -117,7 +117,8 @@ class OutsideConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class MoeConfig:
-    """Experts for the ffn of every `every`-th block (null: nowhere); `d_ffn: null` is half of the dense one's."""
+    """Experts for the ffn of every `every`-th block (null: nowhere); `d_ffn: null` shares the dense one's out
+    among the experts that a token meets, so that active parameters stay."""
 
     every: int | None
     d_ffn: int | None
@@ -206,12 +207,18 @@ def mixer_of(config: ModelConfig, kind: BlockKind) -> MixerSpec:
 def _attention(config: ModelConfig) -> AttentionSpec:
     """The scale's attention, with what says the default in other words left out: one model has one id."""
     a = config.attention
-    scaling = None if a.rope is None else a.rope.scaling
     return dataclasses.replace(
         a,
-        rope=RopeSpec(theta=a.rope.theta, scaling=None) if a.rope and scaling and scaling.factor == 1.0 else a.rope,
+        rope=_one_rope(a.rope),
         softmax_scale=None if a.softmax_scale == 1.0 / math.sqrt(a.head_dim) else a.softmax_scale,
     )
+
+
+def _one_rope(rope: RopeSpec | None) -> RopeSpec | None:
+    """Scaling by 1 is none."""
+    if rope is None or rope.scaling is None or rope.scaling.factor != 1.0:
+        return rope
+    return RopeSpec(theta=rope.theta, scaling=None)
 
 
 def _one_spelling(mamba: Mamba2Spec) -> Mamba2Spec:
@@ -258,7 +265,7 @@ def _intra(config: ModelConfig) -> MixerSpec:
         return _attention(config)
     if ratio is not None and ratio.first == 0:
         return _one_spelling(config.mamba)
-    return _intra_of(intra, widths_of(config), _attention(config), config.mamba)
+    return _intra_of(intra, widths_of(config), config.attention, config.mamba)
 
 
 def widths_of(config: ModelConfig) -> IntraWidths:
@@ -267,7 +274,7 @@ def widths_of(config: ModelConfig) -> IntraWidths:
     ratio = parse_ratio(config.intra.dim_ratio, "model.intra.dim_ratio")
     if not (ratio.first and ratio.second):
         return intra_widths(config.intra)
-    return _widths_by_ratio(config.intra, ratio, _attention(config), config.mamba, config.d_model)
+    return _widths_by_ratio(config.intra, ratio, config.attention, config.mamba, config.d_model)
 
 
 def _intra_of(intra: IntraConfig, widths: IntraWidths, attention: AttentionSpec, mamba: Mamba2Spec) -> IntraSpec:
@@ -280,7 +287,7 @@ def _intra_of(intra: IntraConfig, widths: IntraWidths, attention: AttentionSpec,
             n_heads=intra.n_heads,
             n_kv_heads=intra.n_kv_heads,
             head_dim=widths.qk_head_dim,
-            rope=attention.rope,
+            rope=_one_rope(attention.rope),
             value_head_dim=None if intra.value_head_dim == widths.qk_head_dim else intra.value_head_dim,
             n_value_heads=None if value_heads == intra.n_kv_heads else value_heads,
             qkv_conv=attention.qkv_conv,

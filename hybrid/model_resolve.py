@@ -85,7 +85,13 @@ def resolve_model(config: ModelConfig, data_vocab_size: int) -> ResolvedModel:
         residual_multiplier=config.residual_multiplier,
         logit_multiplier=config.logit_multiplier,
     )
-    return ResolvedModel(spec=spec, param_mismatch=None if config.depth is not None else _mismatch(config, blocks))
+    mismatch = None if config.depth is not None else _mismatch(config, blocks)
+    if mismatch is not None and abs(mismatch) > _WORST_MISMATCH:
+        raise ConfigError(
+            f"model.depth = null: the nearest depth, {len(blocks)}, is {mismatch:+.0%} off the parameters of "
+            f"{config.reference_depth} attention blocks; expected a model.depth of your own"
+        )
+    return ResolvedModel(spec=spec, param_mismatch=mismatch)
 
 
 def _stop_if_any(problems: list[str]) -> None:
@@ -155,6 +161,10 @@ def _slots(config: ModelConfig, period: tuple[Slot, ...], mixers: Mapping[BlockK
             Slot(letter=letter, bare=False) for letter in layout(ratio, depth, placement, letters=first + second)
         )
     return slots
+
+
+_WORST_MISMATCH = 0.3
+"""A depth that was asked to match, and misses by more, would be taken for one that does."""
 
 
 def _mismatch(config: ModelConfig, blocks: tuple[BlockSpec, ...]) -> float:
@@ -253,7 +263,7 @@ def _ffn(config: ModelConfig, number: int) -> FfnSpec | None:
     if moe.every is None or dense is None or number % moe.every:
         return dense
     return MoeSpec(
-        d_ffn=dense.d_ffn // 2 if moe.d_ffn is None else moe.d_ffn,
+        d_ffn=dense.d_ffn // (moe.n_shared + moe.top_k) if moe.d_ffn is None else moe.d_ffn,
         n_experts=moe.n_experts,
         top_k=moe.top_k,
         n_shared=moe.n_shared,

@@ -12,17 +12,18 @@ import importlib.util
 import inspect
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from hybrid.decode import did_you_mean
-from hybrid.spec import ConfigError, OutsideSpec
+from hybrid.spec import ConfigError, ModelSpec, OutsideSpec
 
 if TYPE_CHECKING:
     from hybrid.mixers.base import Mixer
 
+T = TypeVar("T")
 Setting = bool | int | float | str
 
 
@@ -74,10 +75,14 @@ def load(paths: Sequence[str]) -> None:
         _load_file(Path(path).expanduser().resolve())
 
 
-def source_hashes(paths: Sequence[str]) -> dict[str, str]:
-    """The SHA-256 of each file's content as it was read, by its path: provenance of a run that uses it."""
-    resolved = [str(Path(path).expanduser().resolve()) for path in paths]
-    return {path: _sources[path] for path in resolved if path in _sources}
+def source_hashes(model: ModelSpec) -> dict[str, str]:
+    """The SHA-256 of the file that defines each outside mixer of a model, as it was read: provenance of its runs."""
+    found: dict[str, str] = {}
+    for block in model.blocks:
+        if isinstance(block.mixer, OutsideSpec):
+            mixer = find(block.mixer)
+            found[f"{mixer.name} version {mixer.version}"] = _sources[inspect.getfile(type(mixer))]
+    return found
 
 
 def find(spec: OutsideSpec) -> OutsideMixer:
@@ -94,22 +99,47 @@ def find(spec: OutsideSpec) -> OutsideMixer:
 
 def params(spec: OutsideSpec, d_model: int) -> int:
     """Every parameter of the mixer, as its file counts them."""
-    return find(spec).params(settings_of(spec), d_model)
+    return _counted(spec, "params", lambda mixer, settings: mixer.params(settings, d_model))
 
 
 def forward_flops(spec: OutsideSpec, d_model: int, seq_len: int) -> int:
     """Forward FLOPs of one sequence, as the mixer's file counts them."""
-    return find(spec).forward_flops(settings_of(spec), d_model, seq_len)
+    return _counted(spec, "forward_flops", lambda mixer, settings: mixer.forward_flops(settings, d_model, seq_len))
 
 
 def state_bytes(spec: OutsideSpec, d_model: int, seq_len: int, element_bytes: int) -> int:
     """Bytes of one sequence's state, as the mixer's file counts them."""
-    return find(spec).state_bytes(settings_of(spec), d_model, seq_len, element_bytes)
+    return _counted(
+        spec, "state_bytes", lambda mixer, settings: mixer.state_bytes(settings, d_model, seq_len, element_bytes)
+    )
 
 
 def build(spec: OutsideSpec, d_model: int) -> "Mixer[Any]":
     """The mixer's module, its parameters not yet set."""
     return find(spec).build(settings_of(spec), d_model)
+
+
+def _counted(spec: OutsideSpec, what: str, count: Callable[[OutsideMixer, Mapping[str, Setting]], object]) -> int:
+    """A count of a user's file: a whole number of at least 0, or a ConfigError that names the file."""
+    mixer = find(spec)
+    number = _asked(mixer, what, lambda: count(mixer, settings_of(spec)))
+    if isinstance(number, bool) or not isinstance(number, int) or number < 0:
+        raise ConfigError(f"{_where(mixer)}.{what} = {number!r}: expected a whole number of at least 0")
+    return number
+
+
+def _asked(mixer: OutsideMixer, what: str, ask: Callable[[], T]) -> T:
+    """What a user's code answers; whatever it raises is its problem, said with its file."""
+    try:
+        return ask()
+    except ConfigError:
+        raise
+    except Exception as error:
+        raise ConfigError(f"{_where(mixer)}.{what}: {type(error).__name__}: {error}") from error
+
+
+def _where(mixer: OutsideMixer) -> str:
+    return f"exec.mixers: {inspect.getfile(type(mixer))}: {type(mixer).__name__}"
 
 
 def settings_of(spec: OutsideSpec) -> dict[str, Setting]:
@@ -131,7 +161,7 @@ def with_defaults(name: str, version: int, given: Mapping[str, object], d_model:
     if problems:
         raise ConfigError(problems)
     settings = {**mixer.defaults, **{key: _like(value, mixer.defaults[key]) for key, value in given.items()}}
-    mixer.check(settings, d_model)
+    _asked(mixer, "check", lambda: mixer.check(settings, d_model))
     return settings
 
 
@@ -150,7 +180,7 @@ def _like(value: Any, default: Setting) -> Setting:
 def _load_file(path: Path) -> None:
     where = f"exec.mixers: {path}"
     if not path.is_file():
-        raise ConfigError(f"{where}: no such file")
+        raise ConfigError(f"{where}: {'a directory' if path.is_dir() else 'no such file'}; expected a Python file")
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     known_digest = _sources.get(str(path))
     if known_digest is not None:
@@ -168,6 +198,9 @@ def _load_file(path: Path) -> None:
     ]
     if not mixers:
         raise ConfigError(f"{where}: defines no mixer; expected a subclass of hybrid.outside.OutsideMixer")
+    problems = [problem for mixer in mixers for problem in _class_problems(mixer)]
+    if problems:
+        raise ConfigError(problems)
     for mixer in mixers:
         key = (mixer.name, mixer.version)
         known = _found.get(key)
@@ -179,6 +212,23 @@ def _load_file(path: Path) -> None:
     _sources[str(path)] = digest
 
 
+def _class_problems(mixer: OutsideMixer) -> list[str]:
+    """What a class does not say of itself, or not as it should."""
+    problems = []
+    name, version = getattr(type(mixer), "name", None), getattr(type(mixer), "version", None)
+    if not isinstance(name, str) or not name:
+        problems.append(f"{_where(mixer)}.name = {name!r}: expected a text")
+    if isinstance(version, bool) or not isinstance(version, int):
+        problems.append(f"{_where(mixer)}.version = {version!r}: expected a whole number")
+    defaults: dict[str, object] = dict(mixer.defaults)
+    for key, default in defaults.items():
+        if not isinstance(default, bool | int | float | str):
+            problems.append(
+                f"{_where(mixer)}.defaults[{key!r}] = {default!r}: expected a number, a text, true or false"
+            )
+    return problems
+
+
 def _run(path: Path, where: str) -> ModuleType:
     name = f"hybrid_outside_{hashlib.sha256(str(path).encode()).hexdigest()[:12]}"
     spec = importlib.util.spec_from_file_location(name, path)
@@ -188,7 +238,7 @@ def _run(path: Path, where: str) -> ModuleType:
     sys.modules[name] = module  # dataclasses and pickle look their module up
     try:
         spec.loader.exec_module(module)
-    except Exception as error:  # whatever a user's file raises is its problem, said with the file's name
+    except (Exception, SystemExit) as error:  # whatever a user's file raises is its problem, said with its name
         del sys.modules[name]
         raise ConfigError(f"{where}: {type(error).__name__}: {error}") from error
     return module

@@ -25,7 +25,7 @@ def amount(number: float, *, binary: bool = False) -> str:
     """A number with a unit of 1000 (K, M, B, T), or of 1024 (Ki, Mi, Gi) for bytes: three digits."""
     step, units = (1024, ["", "Ki", "Mi", "Gi", "Ti"]) if binary else (1000, ["", "K", "M", "B", "T"])
     value, index = float(number), 0
-    while abs(value) >= step and index < len(units) - 1:
+    while abs(value if binary else float(f"{value:.3g}")) >= step and index < len(units) - 1:
         value, index = value / step, index + 1
     return (f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}") + units[index]
 

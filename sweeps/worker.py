@@ -50,6 +50,7 @@ EXIT_STOPPED = 75  # sysexits.h EX_TEMPFAIL: run the same again and it goes on
 
 ErrorClass = Literal["oom", "timeout", "node_fail", "preempted", "cancelled", "code", "io", "unknown"]
 _POLL_S = 0.2
+_SOURCES = "mixers.json"
 _HYBRID_ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -298,6 +299,7 @@ def _train(
     from hybrid.train.loop import Interrupted, train
 
     outside.load(execution.mixers)  # this process may not be the one that read the configuration
+    _keep_to_one_source(store, run, attempt)
     data = open_data(run.data, run.seq_len, store.data_root)
     checkpoints = CheckpointStore(
         store.checkpoints_dir(attempt.run_id), attempt=attempt.number, run_id=attempt.run_id, log=log
@@ -319,7 +321,7 @@ def _train(
         "spec": encode(run),
         "cost": asdict(run_cost(run)),
         "metrics": outcome.metrics,
-        "provenance": provenance(execution) | {"started_at": job["started_at"], "finished_at": now()},
+        "provenance": provenance(run, execution) | {"started_at": job["started_at"], "finished_at": now()},
     }
     won = store.publish_record(attempt.run_id, record)
     # The run has its record now, whatever becomes of the files that it needed on the way.
@@ -386,7 +388,7 @@ def _evaluate(store: Store, run: RunSpec, execution: ExecSpec, spec: EvalSpec) -
     known = store.eval_record(run_id, evaluation)
     if known is not None:
         return known
-    weights = _final_weights(store, run_id, "evaluate")
+    weights = _final_weights(store, run, "evaluate")
     from hybrid.data import open_data
     from hybrid.train.checkpoint import load_final_weights
     from hybrid.train.loop import build_model, numerics
@@ -405,7 +407,7 @@ def _evaluate(store: Store, run: RunSpec, execution: ExecSpec, spec: EvalSpec) -
             "run_id": run_id,
             "eval": canonical(spec),
             "metrics": metrics,
-            "provenance": provenance(execution) | {"wall_s": time.monotonic() - began, "finished_at": now()},
+            "provenance": provenance(run, execution) | {"wall_s": time.monotonic() - began, "finished_at": now()},
         },
     )
     made = store.eval_record(run_id, evaluation)
@@ -435,13 +437,18 @@ def _measured(
             }
 
 
-def _final_weights(store: Store, run_id: str, purpose: str) -> Path:
-    """Where a finished run's weights are. Raises StoreError where it is not done or they are gone."""
+def _final_weights(store: Store, run: RunSpec, purpose: str) -> Path:
+    """Where a finished run's weights are.
+
+    Raises StoreError where it is not done, they are gone, or a mixer's file is not the one that it was trained with.
+    """
+    run_id = identify(run)
     record = store.record(run_id)
     if record is None or record["status"] != "done":
         raise StoreError(
             f"run {run_id}: {store.status(run_id)}: expected a finished run to {purpose}; train it first (mode=run)"
         )
+    _compare_sources(run, record["provenance"].get("mixers", {}), "this run was trained")
     weights = store.weights_path(run_id, record["attempt"])
     if not weights.exists():
         raise StoreError(
@@ -449,6 +456,27 @@ def _final_weights(store: Store, run_id: str, purpose: str) -> Path:
             f"move {store.run_dir(run_id)} away to have it trained again"
         )
     return weights
+
+
+def _keep_to_one_source(store: Store, run: RunSpec, attempt: Attempt) -> None:
+    """All attempts at a run with outside mixers use the same files, to the byte; kept beside each attempt's job."""
+    hashes = outside.source_hashes(run.model)
+    if not hashes:
+        return
+    for number in range(1, attempt.number):
+        earlier = store.attempt_dir(attempt.run_id, number) / _SOURCES
+        if earlier.exists():
+            _compare_sources(run, json.loads(earlier.read_text()), f"attempt {number} at this run was made")
+    publish(attempt.directory / _SOURCES, json.dumps(hashes) + "\n")
+
+
+def _compare_sources(run: RunSpec, earlier: Mapping[str, str], what: str) -> None:
+    for mixer, digest_now in outside.source_hashes(run.model).items():
+        if earlier.get(mixer, digest_now) != digest_now:
+            raise StoreError(
+                f"outside mixer {mixer}: its file has changed since {what} (SHA-256 {earlier[mixer][:12]}, now "
+                f"{digest_now[:12]}); expected that file, or a raised version for the new one"
+            )
 
 
 # --- generation ---------------------------------------------------------------------------------
@@ -496,7 +524,7 @@ def generate_one(
         )
     run_id = identify(run)
     store.check_spec(run_id, run)
-    weights = _final_weights(store, run_id, "generate from")
+    weights = _final_weights(store, run, "generate from")
     import torch
 
     from hybrid.data.shards import BOS, EOS
@@ -535,7 +563,7 @@ def generate_one(
 # --- provenance ---------------------------------------------------------------------------------
 
 
-def provenance(execution: ExecSpec) -> dict[str, Any]:
+def provenance(run: RunSpec, execution: ExecSpec) -> dict[str, Any]:
     """Code, versions, machine and command, as they are now."""
     return {
         "git_commit": _git("rev-parse", "HEAD"),
@@ -546,7 +574,7 @@ def provenance(execution: ExecSpec) -> dict[str, Any]:
         "processor": _processor(),
         "device": execution.device,
         "exec": encode(execution),
-        "mixers": outside.source_hashes(execution.mixers),
+        "mixers": outside.source_hashes(run.model),
         "command": sys.argv,
     }
 

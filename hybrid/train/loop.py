@@ -20,9 +20,10 @@ from torch import Tensor, nn
 
 from hybrid.data import NOT_SCORED, Batch, DataSource
 from hybrid.evals.nll import NllResult, autocast, batch_loss, evaluate_nll, evaluation_batch_size
+from hybrid.mixers.outside import check_outside, unset_outside_parameters
 from hybrid.model import LanguageModel
 from hybrid.ops.kernels import select
-from hybrid.spec import ConfigError, ExecSpec, MoeSpec, RunSpec, StopSpec
+from hybrid.spec import ConfigError, ExecSpec, MoeSpec, OutsideSpec, RunSpec, StopSpec
 from hybrid.train.checkpoint import Checkpoint, CheckpointStore
 from hybrid.train.optim import build_optimizer, clip_gradients, global_norm, gradients
 from hybrid.train.schedule import learning_rate
@@ -83,7 +84,8 @@ class Outcome:
 def build_model(spec: RunSpec, execution: ExecSpec) -> LanguageModel:
     """The run's model with its initial weights, on the run's device.
 
-    Raises ConfigError if there is no such device, or not the kernels that were asked for.
+    Raises ConfigError if there is no such device, or not the kernels that were asked for, and for a mixer from a
+    user's file that is not what the file says.
     """
     device = _device(execution)
     kernels = select(execution.kernels, device)
@@ -95,7 +97,12 @@ def build_model(spec: RunSpec, execution: ExecSpec) -> LanguageModel:
             activation_checkpointing=execution.activation_checkpointing,
         )
     model.to_empty(device=device)
+    unset_outside_parameters(model, spec.model)
     model.init_weights(spec.init_seed)
+    for i, block in enumerate(model.applied_blocks()):
+        mixer = spec.model.blocks[i].mixer
+        if isinstance(mixer, OutsideSpec):
+            check_outside(f"blocks.{i}.mixer", block.mixer, mixer, spec.model.d_model)
     return model
 
 

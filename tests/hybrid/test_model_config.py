@@ -153,6 +153,33 @@ def test_the_reference_is_a_llama_block_whatever_a_model_makes_of_attention_and_
     assert len(relu2.run.model.blocks) > depth
 
 
+def test_experts_share_out_the_dense_width_so_that_active_parameters_stay(resolve) -> None:
+    for preset in ("gpt_oss", "jamba"):
+        cost = run_cost(resolve("scale=1b", f"model={preset}").run)
+        dense = run_cost(resolve("scale=1b", f"model={preset}", "model.moe.every=null").run)
+        assert cost.paper_active_params == dense.paper_active_params
+
+
+def test_the_default_softmax_scale_is_that_of_the_block_that_has_it(resolve) -> None:
+    given, default = (
+        next(
+            b.mixer.attention for b in resolve("model=intra", *more).run.model.blocks if isinstance(b.mixer, IntraSpec)
+        )
+        for more in (("model.attention.softmax_scale=0.25",), ())
+    )
+    assert given.head_dim == 18
+    assert given.softmax_scale == 0.25
+    assert default.softmax_scale is None
+
+
+def test_a_layout_shows_which_blocks_have_no_ffn_where_others_have_one(resolve) -> None:
+    layouts = [
+        layout_of(resolve("model=pattern", f'model.pattern="{pattern}"', "model.depth=4").run.model)
+        for pattern in ("M A", "M. A", "M A.", "M. A.")
+    ]
+    assert layouts == ["MAMA", "mAmA", "MaMa", "MAMA"]
+
+
 def test_experts_stand_in_every_kth_block(resolve) -> None:
     ffns = [block.ffn for block in resolve("model=jamba").run.model.blocks]
     assert [isinstance(ffn, MoeSpec) for ffn in ffns[:4]] == [False, True, False, True]
@@ -219,13 +246,23 @@ def test_one_model_has_one_spelling(resolve) -> None:
         (("model=nemotron_h", "model.moe.every=1"), "experts are SwiGLU"),
         (("model.ffn=null", "model.moe.every=1"), "model.ffn, which is null"),
         (("model.moe.every=50",), "no block has experts; expected null, or at most"),
-        (("model.ffn.d_ffn=1", "model.moe.every=1"), "half of model.ffn.d_ffn = 1 is none"),
+        (("model.ffn.d_ffn=1", "model.moe.every=1"), "cannot be shared out among 2 experts"),
         (("model=diff_transformer", "model.attention.softmax_scale=0.5"), "differential attention has none"),
         (("model=diff_transformer", "model.attention.qkv_conv=4"), "differential attention has none"),
         (("model=diff_transformer", "model.attention.n_heads=20", "model.attention.n_kv_heads=5"), "pairs key heads"),
         (("model.intra.widths.joint.ssm_head_dim=0",), "widths.joint.ssm_head_dim = 0: expected from 1"),
         (("scale=1b", "model.attention.rope.scaling.factor=0"), "scaling.factor = 0.0: expected at least 1"),
         (("model=pattern", "model.pattern=A9999999999"), "expected at most 10000 blocks"),
+        (("model=pattern", "model.pattern=M0A"), "'0A' is no block"),
+        (("model=pattern", "model.pattern=M" + "9" * 5000), "expected at most 10000 blocks"),
+        (("model=llama", "model.tied=[attention]"), "off the parameters of 16 attention blocks"),
+        (("model=intra", "model.intra.dim_ratio=1000:1"), "the nearest at equal parameters is"),
+        (
+            ("model=intra", "model.intra.dim_ratio=2:1", "model.intra.output=joint"),
+            "expected dim_ratio: null, or output",
+        ),
+        (("model=hymba", "model.meta_tokens=0", "seq_len=64", "batch_tokens=64"), "sink at most 62"),
+        (("exec.kernels=fused",), "exec.kernels = fused: expected a CUDA device"),
         (("model.kv_sharing=0",), "model.kv_sharing = 0: expected from 1"),
         (("model.attention.n_kv_heads=8",), "expected a divisor of n_heads = 4"),
         (("model.mamba.n_groups=3",), "n_groups = 3: expected a divisor of the 8 heads"),

@@ -11,6 +11,7 @@ from hybrid.decode import canonical_json, decode, encode
 from hybrid.mixers import build_mixer, state_bytes
 from hybrid.model import LanguageModel
 from hybrid.spec import ConfigError, OutsideSpec, RunSpec
+from hybrid.train.loop import build_model
 
 EXAMPLE = Path(__file__).parent.parent / "outside" / "moving_average.py"
 CHOSEN = (
@@ -103,15 +104,75 @@ def test_two_files_may_not_define_the_same_mixer(tmp_path: Path) -> None:
         outside.load([str(copy)])
 
 
+def variant(tmp_path: Path, *changes: tuple[str, str]) -> Path:
+    """The example under a name of its own, with some of its text replaced."""
+    path = tmp_path / "mine.py"
+    text = EXAMPLE.read_text().replace('name = "moving_average"', f'name = "{tmp_path.name}"')
+    for old, new in changes:
+        assert old in text
+        text = text.replace(old, new)
+    path.write_text(text)
+    return path
+
+
+def chosen(tmp_path: Path) -> tuple[str, ...]:
+    return (
+        *CHOSEN[:3],
+        f'model.outside={{name:"{tmp_path.name}",version:1,settings:{{d_inner:8}}}}',
+        f'exec.mixers=["{tmp_path / "mine.py"}"]',
+    )
+
+
 def test_a_file_that_changes_under_a_process_is_refused_and_its_hash_is_that_of_what_was_read(
-    tmp_path: Path,
+    tmp_path: Path, resolve
 ) -> None:
-    mine = tmp_path / "mine.py"
-    mine.write_text(EXAMPLE.read_text().replace('name = "moving_average"', 'name = "mine"'))
-    outside.load([str(mine)])
-    before = outside.source_hashes([str(mine)])
+    mine = variant(tmp_path)
+    run = resolve(*chosen(tmp_path)).run
+    before = outside.source_hashes(run.model)
+    assert list(before) == [f"{tmp_path.name} version 1"]
     mine.write_text(mine.read_text() + "# edited\n")
     with pytest.raises(ConfigError, match="changed since this process read it"):
         outside.load([str(mine)])
-    mine.unlink()
-    assert outside.source_hashes([str(mine)]) == before == {str(mine): before[str(mine)]}
+    assert outside.source_hashes(run.model) == before
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (("return 3 * d_model * d_inner + d_inner", "return 7"), r"params\(\) says 7, its module has"),
+        (("init.matrix(self.in_proj.weight)", "pass"), "leaves blocks.1.mixer.in_proj.weight unset"),
+        (("return self.step(x_BLD, state)[0]", "return self.step(x_BLD, state)[0][:, :1]"), "expected the same shape"),
+    ],
+    ids=["params", "init_weights", "shape"],
+)
+def test_a_module_that_is_not_what_its_file_says_is_not_trained(
+    tmp_path: Path, resolve, change: tuple[str, str], message: str
+) -> None:
+    variant(tmp_path, change)
+    resolved = resolve(*chosen(tmp_path))
+    with pytest.raises(ConfigError, match=message):
+        build_model(resolved.run, resolved.execution)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (("return 3 * d_model * d_inner + d_inner", "return 0.5"), "params = 0.5: expected a whole number"),
+        (("return 3 * d_model * d_inner + d_inner", "return boo"), "params: NameError"),
+        (("version = 1", 'version = "1"'), "version = '1': expected a whole number"),
+        (('{"d_inner": 64}', '{"d_inner": [64]}'), "expected a number, a text, true or false"),
+    ],
+    ids=["half", "error", "version", "default"],
+)
+def test_a_file_with_a_mistake_is_refused_with_its_name(
+    tmp_path: Path, resolve, change: tuple[str, str], message: str
+) -> None:
+    variant(tmp_path, change)
+    with pytest.raises(ConfigError, match=message):
+        run_cost(resolve(*chosen(tmp_path)).run)
+
+
+def test_a_file_that_ends_the_program_does_not(tmp_path: Path) -> None:
+    (tmp_path / "exits.py").write_text("raise SystemExit(3)\n")
+    with pytest.raises(ConfigError, match=r"exits\.py: SystemExit: 3"):
+        outside.load([str(tmp_path / "exits.py")])

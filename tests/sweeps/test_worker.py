@@ -304,7 +304,16 @@ def test_a_users_mixer_is_trained_in_a_process_of_its_own_and_is_in_the_provenan
     record = store.record(run)
     assert record is not None
     assert record["status"] == "done"
-    assert record["provenance"]["mixers"] == {source.name: hashlib.sha256(source.read_bytes()).hexdigest()}
+    assert record["provenance"]["mixers"] == {
+        "moving_average version 1": hashlib.sha256(source.read_bytes()).hexdigest()
+    }
+    changed = tmp_path / "changed.py"
+    changed.write_text(source.read_text().replace("F.silu", "torch.sigmoid"))
+    next((store.run_dir(run) / "evals").glob("*/record.json")).unlink()
+    process = run_py(*arguments[:-1], f"exec.mixers=[{changed}]", "mode=eval")
+    _, err = process.communicate()
+    assert process.returncode == 1
+    assert "its file has changed since this run was trained" in err
 
 
 def test_a_run_killed_outright_resumes_and_ends_like_one_that_was_not(tmp_path: Path, run_py, tiny) -> None:
