@@ -1,19 +1,24 @@
 """One contract over every mixer: step equals forward, causality, states, parameter counts, initial values."""
 
+import io
 import itertools
+import json
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, final, get_args
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
 from hybrid import outside
 from hybrid.cost import block_state_bytes, mixer_params
+from hybrid.decode import canonical_json, decode, encode
 from hybrid.init import Initializer
 from hybrid.mixers import KvMixer, Mixer, build_mixer, state_bytes
 from hybrid.spec import (
@@ -80,6 +85,11 @@ def windowed(spec: AttentionSpec, size: int, sink: int) -> AttentionSpec:
     return replace(spec, window=WindowSpec(size=size, sink=sink))
 
 
+def axes(**changes: Any) -> dict[str, Any]:
+    """Changes of a spec, whose literal types products of texts do not have."""
+    return changes
+
+
 def intra_forms() -> dict[str, IntraSpec]:
     """Every setting of the intra-hybrid block's five axes that means something."""
     forms: dict[str, IntraSpec] = {}
@@ -94,11 +104,7 @@ def intra_forms() -> dict[str, IntraSpec]:
             continue
         forms[f"intra_{norm}_{scalar}_{fusion}_{value}_{output}"] = replace(
             INTRA,
-            norm=norm,
-            scalar=scalar,
-            fusion=fusion,
-            value=value,
-            output=output,
+            **axes(norm=norm, scalar=scalar, fusion=fusion, value=value, output=output),
             lambda_depth=3 if scalar == "diff_t" else None,
         )
     return forms
@@ -136,7 +142,7 @@ SPECS: dict[str, MixerSpec] = {
     "mamba2_grouped_norm": replace(mamba2(n_groups=2), gate_norm="grouped"),
     "mamba2_no_norm": replace(mamba2(), gate_norm="none"),
     **{
-        f"diff_attention_{norm}_{fusion}": replace(DIFF, norm=norm, fusion=fusion)
+        f"diff_attention_{norm}_{fusion}": replace(DIFF, **axes(norm=norm, fusion=fusion))
         for norm, fusion in itertools.product(("head", "none"), ("diff", "add"))
     },
     "diff_attention_grouped": replace(DIFF, n_heads=4, rope=LLAMA3_ROPE),
@@ -163,7 +169,7 @@ class PairState:
 
 @final
 class Pair(Mixer[PairState]):
-    """A borrower behind its lender, as in two residual blocks."""
+    """A borrower behind its lender, as in two residual blocks, where its inputs are normalised."""
 
     def __init__(self, lender: KvMixer[Any], borrower: KvMixer[Any]) -> None:
         super().__init__()
@@ -175,7 +181,7 @@ class Pair(Mixer[PairState]):
 
     def forward(self, x_BLD: Tensor) -> Tensor:
         lent_BLD, lent = self.lender.forward_kv(x_BLD, None)
-        y_BLD, _ = self.borrower.forward_kv(x_BLD + lent_BLD, lent)
+        y_BLD, _ = self.borrower.forward_kv(F.rms_norm(x_BLD + lent_BLD, (D_MODEL,)), lent)
         return lent_BLD + y_BLD
 
     def init_state(self, batch_size: int, max_seq_len: int, device: torch.device, dtype: torch.dtype) -> PairState:
@@ -186,7 +192,7 @@ class Pair(Mixer[PairState]):
 
     def step(self, x_BLD: Tensor, state: PairState) -> tuple[Tensor, PairState]:
         lent_BLD, lender, lent = self.lender.step_kv(x_BLD, state.lender, None)
-        y_BLD, borrower, _ = self.borrower.step_kv(x_BLD + lent_BLD, state.borrower, lent)
+        y_BLD, borrower, _ = self.borrower.step_kv(F.rms_norm(x_BLD + lent_BLD, (D_MODEL,)), state.borrower, lent)
         return lent_BLD + y_BLD, PairState(lender=lender, borrower=borrower)
 
 
@@ -215,15 +221,18 @@ def module_of(spec: MixerSpec) -> Mixer[Any]:
 
 
 def built(spec: MixerSpec, dtype: torch.dtype = torch.float64) -> Mixer[Any]:
-    """A mixer whose every parameter is away from its initial value, so that none is without effect."""
+    """A mixer whose every parameter is away from its initial value, so that none is without effect.
+
+    In any dtype it is the same one, rounded: its weights are drawn in float64.
+    """
     mixer = module_of(spec)
     mixer.init_weights(Initializer(mixer, 1, std=0.5, residual_std=0.5))
-    mixer.to(dtype)
+    mixer.double()
     generator = torch.Generator().manual_seed(2)
     with torch.no_grad():
         for parameter in mixer.parameters():
-            parameter.add_(0.2 * torch.randn(parameter.shape, dtype=dtype, generator=generator))
-    return mixer
+            parameter.add_(0.2 * torch.randn(parameter.shape, dtype=torch.float64, generator=generator))
+    return mixer.to(dtype)
 
 
 def inputs(length: int, dtype: torch.dtype = torch.float64) -> Tensor:
@@ -232,16 +241,86 @@ def inputs(length: int, dtype: torch.dtype = torch.float64) -> Tensor:
 
 
 def stepped(mixer: Mixer[Any], x: Tensor, pieces: list[int], max_seq_len: int) -> Tensor:
-    state = mixer.init_state(x.shape[0], max_seq_len, CPU, x.dtype)
+    state = mixer.init_state(x.shape[0], max_seq_len, x.device, x.dtype)
     outputs: list[Tensor] = []
-    for piece in x.split(pieces, dim=1):
+    for piece in torch.split(x, pieces, dim=1):
         y, state = mixer.step(piece, state)
         outputs.append(y)
     return torch.cat(outputs, dim=1)
 
 
+def leaves_of(mixer: Mixer[Any], x: Tensor) -> dict[str, Tensor]:
+    """All that outputs depend on: the inputs, and every parameter."""
+    return {"x": x, **dict(mixer.named_parameters())}
+
+
+def weighed(y: Tensor) -> Tensor:
+    """A sum of the outputs with weights of both signs, which are the same in any dtype."""
+    weights = torch.randn(y.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(4))
+    return (y * weights.to(y)).sum()
+
+
+def gradients(y: Tensor, leaves: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Of the weighed sum of the outputs."""
+    return dict(zip(leaves, torch.autograd.grad(weighed(y), tuple(leaves.values())), strict=True))
+
+
+def gradient_distances(
+    got: Mapping[str, Tensor], wanted: Mapping[str, Tensor], leaves: Mapping[str, Tensor], floor: float = 1e-3
+) -> dict[str, float]:
+    """How far each gradient is from the one wanted, relative to that one's norm: no leaf hides behind another.
+
+    A gradient weighs its norm times its leaf's, which has no unit. Those below `floor` of the weightiest are measured
+    as if they were that heavy: what cancellation leaves of them is mostly rounding.
+    """
+    norms = {name: float(leaf.detach().double().norm()) for name, leaf in leaves.items()}
+    wanted = {name: gradient.double() for name, gradient in wanted.items()}
+    least = floor * max(float(gradient.norm()) * norms[name] for name, gradient in wanted.items())
+    return {
+        name: float((got[name].double() - gradient).norm()) / max(float(gradient.norm()), least / norms[name])
+        for name, gradient in wanted.items()
+    }
+
+
 def test_every_member_of_the_union_is_here() -> None:
     assert {type(spec) for spec in SPECS.values()} == set(get_args(MixerSpec))
+
+
+def test_a_gradient_that_is_wrong_for_one_parameter_alone_is_far_away() -> None:
+    # In one norm over all, a doubled small one would be lost.
+    leaves = {"matrix": torch.ones(60, 60), "lambda": torch.ones(4)}
+    right = {"matrix": torch.full((60, 60), 100.0), "lambda": torch.full((4,), 2e3)}
+    wrong = {**right, "lambda": 2 * right["lambda"]}
+    assert gradient_distances(right, right, leaves) == {"matrix": 0.0, "lambda": 0.0}
+    assert gradient_distances(wrong, right, leaves) == {"matrix": 0.0, "lambda": pytest.approx(1.0)}
+    # A hundredth of the floor: of a thousandth of 6000 * 60, divided by the leaf's norm.
+    tiny = {**right, "lambda": torch.full((4,), 0.9)}
+    assert gradient_distances({**tiny, "lambda": 2 * tiny["lambda"]}, tiny, leaves)["lambda"] == pytest.approx(0.01)
+
+
+@every_mixer
+def test_a_spec_survives_the_round_trip_through_canonical_json(spec: MixerSpec) -> None:
+    block = BlockSpec(mixer=spec, ffn=None)
+    text = canonical_json(block)
+    # As JSON writes it, with its keys in another order.
+    again = decode(BlockSpec, dict(reversed(json.loads(text).items())))
+    assert again == block
+    # repr, unlike equality and with it the cache of canonical_json, tells 1 from 1.0.
+    assert repr(again) == repr(block)
+    assert json.dumps(encode(again), sort_keys=True, separators=(",", ":")) == text
+
+
+@every_mixer
+def test_a_saved_mixer_loads_into_a_new_one_bit_by_bit(spec: MixerSpec) -> None:
+    mixer, fresh = built(spec), module_of(spec).double()
+    with torch.no_grad():
+        for tensor in (*fresh.parameters(), *fresh.buffers()):
+            tensor.fill_(math.nan)
+    file = io.BytesIO()
+    torch.save(mixer.state_dict(), file)
+    file.seek(0)
+    fresh.load_state_dict(torch.load(file, weights_only=True))
+    assert torch.equal(fresh(inputs(7)), mixer(inputs(7)))
 
 
 @every_mixer
@@ -275,29 +354,37 @@ def test_every_parameter_has_a_gradient(spec: MixerSpec) -> None:
 
 
 @every_mixer
-def test_gradients_equal_finite_differences(spec: MixerSpec) -> None:
-    mixer = built(spec)
-    x = inputs(6)
-    direction = torch.randn(x.shape, dtype=x.dtype, generator=torch.Generator().manual_seed(4))
-    weights = torch.randn(x.shape, dtype=x.dtype, generator=torch.Generator().manual_seed(5))
-    leaf = x.clone().requires_grad_()
-    (dx,) = torch.autograd.grad((mixer(leaf) * weights).sum(), leaf)
-    with torch.no_grad():
-        step = 1e-6
-        change = ((mixer(x + step * direction) - mixer(x - step * direction)) * weights).sum() / (2 * step)
-    assert float(change) == pytest.approx(float((dx * direction).sum()), rel=1e-6, abs=1e-7)
+def test_gradients_of_inputs_and_of_every_parameter_equal_finite_differences(spec: MixerSpec) -> None:
+    mixer, x = built(spec), inputs(6).requires_grad_()
+    leaves, generator = leaves_of(mixer, x), torch.Generator().manual_seed(5)
+    exact = gradients(mixer(x), leaves)
+    step, wrong = 1e-5, {}
+    for name, leaf in leaves.items():
+        direction = torch.randn(leaf.shape, dtype=leaf.dtype, generator=generator)
+        value, sums = leaf.detach().clone(), []
+        with torch.no_grad():
+            for there in (value + step * direction, value - step * direction):
+                leaf.copy_(there)
+                sums.append(float(weighed(mixer(x))))
+            leaf.copy_(value)
+        found, expected = (sums[0] - sums[1]) / (2 * step), float((exact[name] * direction).sum())
+        # Beside the gradient's norm, which is what its product with such a direction is expected to be.
+        if not abs(found - expected) < 1e-6 * float(exact[name].norm()):
+            wrong[name] = (found, expected)
+    assert not wrong
 
 
 @every_mixer
-def test_bfloat16_autocast_is_finite_and_near_float32(spec: MixerSpec) -> None:
-    mixer = built(spec, torch.float32)
-    x = inputs(11, torch.float32).requires_grad_()
+def test_bfloat16_autocast_is_near_float32_in_values_and_gradients(spec: MixerSpec) -> None:
+    mixer, x = built(spec, torch.float32), inputs(11, torch.float32).requires_grad_()
+    leaves = leaves_of(mixer, x)
     plain = mixer(x)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         y = mixer(x)
-    grads = torch.autograd.grad(y.float().sum(), (x, *mixer.parameters()))
-    assert all(bool(g.isfinite().all()) for g in grads)
     assert float((y.float() - plain).detach().norm() / plain.detach().norm()) < 0.05
+    distances = gradient_distances(gradients(y.float(), leaves), gradients(plain, leaves), leaves)
+    # Eight bits of mantissa, through as many as two mixers: far from a wrong sign, and from a factor left out.
+    assert max(distances.values()) < 0.15, distances
 
 
 @every_mixer
@@ -339,7 +426,8 @@ def test_grouped_query_attention_equals_attention_with_repeated_heads(n_kv_heads
     grouped = built(AttentionSpec(n_heads=n_heads, n_kv_heads=n_kv_heads, head_dim=head_dim, rope=ROPE))
     full = built(AttentionSpec(n_heads=n_heads, n_kv_heads=n_heads, head_dim=head_dim, rope=ROPE))
     weights = dict(grouped.named_parameters())
-    q, k, v = weights["qkv_proj.weight"].unflatten(0, (-1, head_dim)).split((n_heads, n_kv_heads, n_kv_heads))
+    qkv = weights["qkv_proj.weight"].view(-1, head_dim, D_MODEL)
+    q, k, v = torch.split(qkv, [n_heads, n_kv_heads, n_kv_heads])
     repeats = n_heads // n_kv_heads
     repeated = torch.cat((q, k.repeat_interleave(repeats, 0), v.repeat_interleave(repeats, 0)))
     full.load_state_dict({"qkv_proj.weight": repeated.flatten(0, 1), "out_proj.weight": weights["out_proj.weight"]})

@@ -163,16 +163,17 @@ def inputs(length: int, dtype: torch.dtype = torch.float32) -> Tensor:
     return contract.inputs(length, dtype).to(DEVICE)
 
 
-def outputs_and_gradients(spec: MixerSpec, kernels: Kernels, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Outputs, and all gradients as one vector; bfloat16 is float32 under autocast."""
+def outputs_and_gradients(
+    spec: MixerSpec, kernels: Kernels, dtype: torch.dtype
+) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
+    """Outputs, all gradients, and what they are gradients of; bfloat16 is float32 under autocast."""
     autocast = dtype == torch.bfloat16
     of_weights = torch.float32 if autocast else dtype
     mixer, x = built(spec, kernels, of_weights), inputs(150, of_weights).requires_grad_()
+    leaves = contract.leaves_of(mixer, x)
     with torch.autocast(DEVICE, dtype=torch.bfloat16, enabled=autocast):
         y = mixer(x).double()
-    weights = torch.randn(y.shape, generator=torch.Generator().manual_seed(4)).to(y)
-    grads = torch.autograd.grad((y * weights).sum(), (x, *mixer.parameters()))
-    return y.detach(), torch.cat([g.double().flatten() for g in grads])
+    return y.detach(), contract.gradients(y, leaves), leaves
 
 
 def relative(one: Tensor, other: Tensor) -> float:
@@ -193,23 +194,29 @@ def test_mixer_is_as_near_to_float64_as_pytorchs_path_in_values_and_gradients(
     exact = outputs_and_gradients(spec, TORCH, torch.float64)
     own = outputs_and_gradients(spec, TORCH, dtype)
     got = outputs_and_gradients(spec, fused, dtype)
-    for one, other, wanted in zip(got, own, exact, strict=True):
-        assert bool(one.isfinite().all())
-        assert relative(one, wanted) < 2 * relative(other, wanted) + rounding
+    wanted, wanted_gradients, leaves = exact
+    of_fused, of_torch = (
+        {"y": relative(y, wanted), **contract.gradient_distances(grads, wanted_gradients, leaves)}
+        for y, grads, _ in (got, own)
+    )
+    # Where PyTorch's path is as far away as that, it is no measure: one would be compared with another model.
+    assert all(distance < 0.3 for distance in of_torch.values()), of_torch
+    far = {
+        name: (distance, of_torch[name])
+        for name, distance in of_fused.items()
+        if not distance < 2 * of_torch[name] + rounding
+    }
+    assert not far
 
 
 @every_mixer
 @pytest.mark.parametrize("autocast", [False, True])
 def test_step_over_a_partition_equals_forward(spec: MixerSpec, autocast: bool, fused: Kernels) -> None:
     mixer, x = built(spec, fused), inputs(150)
-    pieces: list[Tensor] = []
     with torch.no_grad(), torch.autocast(DEVICE, dtype=torch.bfloat16, enabled=autocast):
-        state = mixer.init_state(2, 160, torch.device(DEVICE), torch.float32)
-        for piece in x.split((100, 1, 1, 41, 7), dim=1):
-            y, state = mixer.step(piece, state)
-            pieces.append(y)
+        got = contract.stepped(mixer, x, [100, 1, 1, 41, 7], 160)
         whole = mixer(x)
-    assert relative(torch.cat(pieces, dim=1).float(), whole.float()) < (0.05 if autocast else 1e-4)
+    assert relative(got.float(), whole.float()) < (0.05 if autocast else 1e-4)
 
 
 @every_mixer
@@ -254,7 +261,7 @@ def test_a_hybrid_model_trains_as_with_pytorchs_path(activation_checkpointing: b
                 logits = model(tokens[:, :-1])
             loss = torch.nn.functional.cross_entropy(logits.float().flatten(0, 1), tokens[:, 1:].flatten())
             optimizer.zero_grad()
-            loss.backward()
+            torch.autograd.backward(loss)
             optimizer.step()
             losses[-1].append(loss.item())
     assert losses[0][-1] < losses[0][0] - 0.5

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from hybrid.config import read_config
-from hybrid.data import RecallData
+from hybrid.data.recall import RecallData
 from hybrid.evals.nll import batch_loss
 from hybrid.spec import ExecSpec, RecallSpec, RunSpec
 from hybrid.train.loop import build_model, numerics
@@ -63,7 +63,7 @@ def trained(run: RunSpec, execution: ExecSpec, steps: int = 3) -> Outcome:
         for _ in range(steps):
             optimizer.zero_grad()
             loss, scored, _ = batch_loss(model, batch, CPU)
-            (loss / scored).backward()
+            torch.autograd.backward(loss / scored)
             losses.append(float(loss.detach() / scored))
             with_gradient |= {name for name, p in model.named_parameters() if p.grad is not None and p.grad.any()}
             optimizer.step()
