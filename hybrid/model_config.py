@@ -6,6 +6,7 @@ those. Which kinds a model mixes, in what ratio and where, is `mixers`, `ratio` 
 """
 
 import dataclasses
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -242,7 +243,7 @@ def _outside(config: OutsideConfig | None, d_model: int) -> OutsideSpec:
     return OutsideSpec(
         name=config.name,
         version=config.version,
-        settings=tuple(OutsideSetting(name=name, value=settings[name]) for name in sorted(settings)),
+        settings=tuple(OutsideSetting(name=name, value=json.dumps(settings[name])) for name in sorted(settings)),
     )
 
 

@@ -10,6 +10,7 @@ This module is torch-free, and so may be the user's file but for the body of `bu
 import hashlib
 import importlib.util
 import inspect
+import json
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -144,7 +145,7 @@ def _where(mixer: OutsideMixer) -> str:
 
 def settings_of(spec: OutsideSpec) -> dict[str, Setting]:
     """The settings of a spec, by name."""
-    return {setting.name: setting.value for setting in spec.settings}
+    return {setting.name: json.loads(setting.value) for setting in spec.settings}
 
 
 def with_defaults(name: str, version: int, given: Mapping[str, object], d_model: int) -> dict[str, Setting]:

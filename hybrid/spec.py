@@ -222,10 +222,10 @@ class ShortConvSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class OutsideSetting:
-    """One setting of a mixer from a user's own file."""
+    """One setting of a mixer from a user's own file; `value` is its JSON text, in which 1, 1.0 and true are three."""
 
     name: str
-    value: bool | int | float | str
+    value: str
 
 
 @dataclass(frozen=True, kw_only=True)

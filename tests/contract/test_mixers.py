@@ -155,7 +155,7 @@ SPECS: dict[str, MixerSpec] = {
     "intra_convolved_and_shared": replace(INTRA, attention=replace(INTRA.attention, qkv_conv=3), value="shared"),
     "short_conv": ShortConvSpec(d_conv=4),
     "short_conv_one_tap": ShortConvSpec(d_conv=1),
-    "outside": OutsideSpec(name="moving_average", version=1, settings=(OutsideSetting(name="d_inner", value=10),)),
+    "outside": OutsideSpec(name="moving_average", version=1, settings=(OutsideSetting(name="d_inner", value="10"),)),
 }
 every_mixer = pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS.keys())
 

@@ -363,7 +363,7 @@ def test_an_outside_mixer_costs_what_its_author_says(tmp_path: Path) -> None:
     path = tmp_path / "doubled.py"
     path.write_text(OUTSIDE)
     outside.load([str(path)])
-    spec = OutsideSpec(name="doubled_for_cost", version=1, settings=(OutsideSetting(name="n", value=5),))
+    spec = OutsideSpec(name="doubled_for_cost", version=1, settings=(OutsideSetting(name="n", value="5"),))
     block, d = BlockSpec(mixer=spec, ffn=SwigluSpec(d_ffn=3)), 8
     ffn = 3 * 8 * 3
     assert block_params(block, d) == 5 * d + ffn + 2 * d

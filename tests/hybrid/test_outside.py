@@ -1,5 +1,6 @@
 """A mixer from a user's own file: chosen by name and version, counted, trained, and refused where it cannot be."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from hybrid.cost import block_params, block_state_bytes, full_block_forward_flop
 from hybrid.decode import canonical_json, decode, encode
 from hybrid.mixers import build_mixer, state_bytes
 from hybrid.model import LanguageModel
-from hybrid.spec import ConfigError, OutsideSpec, RunSpec
+from hybrid.spec import ConfigError, OutsideSetting, OutsideSpec, RunSpec
 from hybrid.train.loop import build_model
 
 EXAMPLE = Path(__file__).parent.parent / "outside" / "moving_average.py"
@@ -31,6 +32,17 @@ def test_an_outside_mixer_is_chosen_like_any_other_and_its_file_stays_out_of_the
     assert '"name":"moving_average"' in text
     assert "moving_average.py" not in text
     assert decode(RunSpec, encode(run)) == run
+
+
+def test_whole_floats_integers_and_truth_are_different_settings_and_read_back_as_they_were() -> None:
+    values = (1, 1.0, True, "1")
+    settings = [OutsideSetting(name="x", value=json.dumps(value)) for value in values]
+    specs = [OutsideSpec(name="a", version=1, settings=(setting,)) for setting in settings]
+    assert len({canonical_json(spec) for spec in specs}) == len(set(specs)) == 4
+    for spec, value in zip(specs, values, strict=True):
+        again = decode(OutsideSpec, encode(spec))
+        assert again == spec
+        assert repr(outside.settings_of(again)) == repr({"x": value})
 
 
 def test_settings_left_out_are_the_defaults_and_give_the_same_run(resolve) -> None:
