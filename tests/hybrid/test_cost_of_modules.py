@@ -197,7 +197,7 @@ def test_parameters_of_every_ffn_equal_its_module(name: str) -> None:
 def test_parameters_of_ties_meta_tokens_borrowers_and_an_untied_head_equal_the_modules(resolve) -> None:
     for changes in (
         ["model.tie_embeddings=false"],
-        ["model.tied=[attention,mamba]"],
+        ["model.tied=[attention,mamba]", "model.depth=6"],
         ["model.meta_tokens=5"],
         ["model=intra", "model.kv_sharing=3", "model.ratio=1:0"],
         ["model=llama", "model.kv_sharing=2", "model.attention.qkv_conv=4"],
