@@ -458,7 +458,8 @@ class ExecSpec:
     `microbatch` is sequences per forward pass (null: the whole batch); `checkpoint_every_s` is wall
     time between checkpoints, `kernels` the implementation of its operations (`hybrid.ops.kernels`), `mixers` files that
     define outside mixers, `eval_every_tokens` the distance between validations during training (null: only
-    at the end); `lease_s` is how long a silent copy of a run is given before another takes it over.
+    at the end); `lease_s` is how long a silent copy of a run is given before another takes it over. With `trunks`, runs
+    that differ only in their length train the phase that they share once.
     """
 
     device: str
@@ -473,3 +474,4 @@ class ExecSpec:
     activation_checkpointing: bool
     kernels: Literal["torch", "fused", "auto"]
     mixers: tuple[str, ...]
+    trunks: bool

@@ -38,6 +38,19 @@ class PlanConfig:
     """The `plan` settings."""
 
     format: Literal["text", "json"]
+    max_runs: Any
+    max_gpu_hours: float | None
+    max_disk: Any
+    gpu_memory: Any
+    yes: bool
+    device: str | None
+    mfu: float
+    price: float | None
+    alpha: float
+    power: float
+    separate: tuple[str, str] | None
+    difference_nats: float | None
+    noise: Any
 
 
 @dataclass(frozen=True, kw_only=True)

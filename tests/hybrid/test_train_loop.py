@@ -92,6 +92,7 @@ EXECUTION = ExecSpec(
     activation_checkpointing=False,
     kernels="torch",
     mixers=(),
+    trunks=True,
 )
 
 
