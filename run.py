@@ -5,6 +5,7 @@ import sys
 import traceback
 
 import hydra
+from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -22,7 +23,8 @@ def single(config: DictConfig) -> None:
     plain = OmegaConf.to_container(config, resolve=True)
     assert isinstance(plain, dict)
     settings = {str(key): value for key, value in plain.items()}
-    sys.exit(guarded(lambda: run_single(settings, Inline())))
+    arguments = list(HydraConfig.get().overrides.task)
+    sys.exit(guarded(lambda: run_single(settings, arguments, Inline())))
 
 
 def main() -> int:

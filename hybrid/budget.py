@@ -1,8 +1,9 @@
-"""Whole numbers from budgets: tokens to whole batches, depth from a parameter count."""
+"""Whole numbers from budgets: tokens from FLOPs, in whole batches; depth, width and d_ffn from a parameter count."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from decimal import Decimal
+from fractions import Fraction
 
 from hybrid.cost import block_params
 from hybrid.layout import Ratio, first_blocks
@@ -43,6 +44,31 @@ def parse_count(value: object, where: str) -> int:
 def whole_batches(tokens: int, batch_tokens: int) -> int:
     """The nearest whole number of batches, in tokens."""
     return (2 * tokens + batch_tokens) // (2 * batch_tokens) * batch_tokens
+
+
+def tokens_of_flops(target_flops: Fraction, flops_per_sample: int, seq_len: int, batch_tokens: int) -> int:
+    """The whole number of batches, in tokens, whose training FLOPs come nearest to the target; may be 0."""
+    return whole_batches(round(target_flops * seq_len / flops_per_sample), batch_tokens)
+
+
+_COARSE_FROM, _COARSE = 512, 8
+
+
+def nearest_size(size: int, params_at: Callable[[int], int], target_params: int) -> int:
+    """The width, of the scale's `size` and those from half to twice of it, at which `params_at` comes nearest.
+
+    `params_at` must not fall with the width. From 512 on widths are multiples of 8, as tensor cores want them.
+    """
+    step = _COARSE if size >= _COARSE_FROM else 1
+    low, high = max(1, -(-size // (2 * step))), 2 * size // step
+    while low < high:
+        middle = (low + high) // 2
+        if params_at(middle * step) < target_params:
+            low = middle + 1
+        else:
+            high = middle
+    below = max(low - 1, max(1, -(-size // (2 * step))))
+    return min((below * step, low * step), key=lambda width: abs(params_at(width) - target_params))
 
 
 def matched_depth(ratio: Ratio, first: BlockSpec, second: BlockSpec, d_model: int, target_params: int) -> int:

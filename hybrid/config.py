@@ -6,15 +6,18 @@ place where the first becomes the second.
 
 import dataclasses
 import json
+import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from fractions import Fraction
 from functools import lru_cache
 from typing import Any, Literal, TypeVar, assert_never, cast
 
 from hybrid import outside
-from hybrid.budget import parse_count, whole_batches
+from hybrid.budget import parse_count, tokens_of_flops, whole_batches
 from hybrid.corpus import check_recall
+from hybrid.cost import full_train_flops_per_sample, paper_train_flops_per_sample
 from hybrid.decode import decode
 from hybrid.model_config import ModelConfig
 from hybrid.model_resolve import ResolvedModel, attention_in, resolve_model
@@ -52,9 +55,16 @@ class ScheduleConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class BudgetConfig:
-    """The `budget` settings."""
+    """The `budget` settings: `tokens`, or `flops`, or the FLOPs that the model named by `match` spends on
+    `match_tokens`; `scale_tokens` stand in for tokens that are null."""
 
     tokens: Count
+    scale_tokens: Count
+    flops: Count
+    match: str | None
+    match_tokens: Count
+    convention: Literal["paper", "full"]
+    max_mismatch: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,26 +97,44 @@ class Config:
 
 
 @dataclass(frozen=True, kw_only=True)
+class FlopsBudget:
+    """Training FLOPs that were asked for, where they come from, and what whole batches leave of them.
+
+    `target_flops` is rounded to a whole number; `mismatch` is the relative difference of what the run spends.
+    """
+
+    target_flops: int
+    convention: Literal["paper", "full"]
+    source: str
+    mismatch: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class Resolved:
-    """A configuration, read: the run, how to carry it out, and how well its parameters match.
+    """A configuration, read: the run, how to carry it out, and how well its parameters and FLOPs match.
 
     `param_mismatch` is the relative difference of the blocks' parameters from those of the reference depth of
-    attention blocks; None where the depth was given and nothing was matched.
+    attention blocks; None where nothing was matched. `budget` is None where tokens were given.
     """
 
     run: RunSpec
     execution: ExecSpec
     param_mismatch: float | None
+    budget: FlopsBudget | None
 
 
 Fingerprints = Callable[[], str]
+References = Callable[[str], Mapping[str, Any]]
 
 
-def read_config(config: Mapping[str, Any], *, stdlib_fingerprint: Fingerprints) -> Resolved:
+def read_config(
+    config: Mapping[str, Any], *, stdlib_fingerprint: Fingerprints, reference: References | None = None
+) -> Resolved:
     """Decode a composed configuration and resolve it into whole numbers.
 
-    `stdlib_fingerprint` is asked only where the data is the standard library and names no fingerprint. Raises
-    ConfigError with every problem found, each with its path.
+    `stdlib_fingerprint` is asked only where the data is the standard library and names no fingerprint, `reference` for
+    the configuration of the model that `budget.match` names, all else being equal. Raises ConfigError with every
+    problem found, each with its path.
     """
     settings = {key: value for key, value in config.items() if key not in SURROUNDINGS}
     collect = _Collector()
@@ -117,16 +145,22 @@ def read_config(config: Mapping[str, Any], *, stdlib_fingerprint: Fingerprints) 
     outside.load(typed.exec.mixers)
     data = collect(lambda: _data(typed.data, stdlib_fingerprint))
     batch_tokens = collect(lambda: parse_count(typed.batch_tokens, "batch_tokens"))
-    tokens = collect(lambda: parse_count(typed.budget.tokens, "budget.tokens"))
     collect(lambda: _check_scalars(typed))
+    collect(lambda: _check_budget(typed.budget))
     model = collect(lambda: _resolved_model(model_text, 0 if data is None else data.vocab_size))
     collect.stop_if_any()
-    length = collect(lambda: _length(typed, tokens, batch_tokens))
     collect(lambda: _check_windows(model.spec, typed.seq_len))
     collect(lambda: _check_data(data, typed.seq_len))
     collect(lambda: _check_execution(typed.exec))
+
+    def length() -> tuple[tuple[int, TrapezoidSpec, StopSpec | None], FlopsBudget | None]:
+        _check_batch(batch_tokens, typed.seq_len)
+        tokens, budget = _tokens(typed, model.spec, data.vocab_size, batch_tokens, reference)
+        return _length(typed, tokens, batch_tokens), budget
+
+    found = collect(length)
     collect.stop_if_any()
-    train_tokens, schedule, stop = length
+    (train_tokens, schedule, stop), budget = found
     run = RunSpec(
         model=model.spec,
         data=data,
@@ -140,7 +174,7 @@ def read_config(config: Mapping[str, Any], *, stdlib_fingerprint: Fingerprints) 
         init_seed=typed.init_seed,
         data_seed=typed.data_seed,
     )
-    return Resolved(run=run, execution=typed.exec, param_mismatch=model.param_mismatch)
+    return Resolved(run=run, execution=typed.exec, param_mismatch=model.param_mismatch, budget=budget)
 
 
 @lru_cache(maxsize=4096)
@@ -241,16 +275,106 @@ def _check_data(data: DataSpec, seq_len: int) -> None:
             assert_never(never)
 
 
+def _check_budget(budget: BudgetConfig) -> None:
+    """Raises ConfigError for numbers that cannot be read, and for more than one budget at once."""
+    counts = {name: getattr(budget, name) for name in ("tokens", "scale_tokens", "flops", "match_tokens")}
+    problems = []
+    for name, value in counts.items():
+        if value is not None or name == "scale_tokens":
+            try:
+                parse_count(value, f"budget.{name}")
+            except ConfigError as error:
+                problems += error.problems
+    given = {name: getattr(budget, name) for name in ("tokens", "flops", "match") if getattr(budget, name) is not None}
+    if len(given) > 1:
+        values = ", ".join(f"{name} = {value}" for name, value in given.items())
+        problems.append(f"budget: {values}: expected one of them, and null for the others")
+    if budget.match_tokens is not None and budget.match is None:
+        problems.append(f"budget.match_tokens = {budget.match_tokens}: expected a budget.match, such as llama, or null")
+    if budget.match == "":
+        problems.append("budget.match = '': expected the name of a model= choice, such as llama")
+    if budget.max_mismatch < 0:
+        problems.append(f"budget.max_mismatch = {budget.max_mismatch}: expected a fraction of 0 or more")
+    if problems:
+        raise ConfigError(problems)
+
+
+def _tokens(
+    config: Config, model: ModelSpec, data_vocab_size: int, batch_tokens: int, reference: References | None
+) -> tuple[int, FlopsBudget | None]:
+    """The tokens that the budget comes to: as given, or in whole batches the nearest to the FLOPs that were given."""
+    budget, seq_len = config.budget, config.seq_len
+    if budget.flops is None and budget.match is None:
+        name = "scale_tokens" if budget.tokens is None else "tokens"
+        tokens = parse_count(getattr(budget, name), f"budget.{name}")
+        if tokens < batch_tokens:
+            raise ConfigError(f"budget.{name} = {tokens}: expected at least one batch of {batch_tokens} tokens")
+        return tokens, None
+    if budget.match is None:
+        target, source = Fraction(parse_count(budget.flops, "budget.flops")), "budget.flops"
+        where = f"budget.flops = {budget.flops}"
+    else:
+        given = config.budget.scale_tokens if budget.match_tokens is None else budget.match_tokens
+        match_tokens = parse_count(given, "budget.match_tokens")
+        other = _reference_model(config, budget.match, data_vocab_size, reference)
+        flops = _flops_per_sample(other, seq_len, budget.convention)
+        target, source = Fraction(flops * match_tokens, seq_len), f"{budget.match} at {match_tokens:,} tokens"
+        where = f"budget.match = {budget.match} at {match_tokens} tokens, {float(target):.4g} FLOPs"
+    flops_per_sample = _flops_per_sample(model, seq_len, budget.convention)
+    if flops_per_sample == 0:
+        raise ConfigError(f"{where}: in the {budget.convention} convention this model costs nothing; expected tokens")
+    one_batch = Fraction(flops_per_sample * batch_tokens, seq_len)
+    if target < one_batch:
+        raise ConfigError(
+            f"{where}: expected at least one batch of {batch_tokens} tokens, {float(one_batch):.4g} FLOPs"
+        )
+    tokens = tokens_of_flops(target, flops_per_sample, seq_len, batch_tokens)
+    mismatch = float(one_batch * (tokens // batch_tokens) / target - 1)
+    if abs(mismatch) > budget.max_mismatch:
+        raise ConfigError(
+            f"{where}: the nearest whole batches, {tokens // batch_tokens} of {batch_tokens} tokens, are "
+            f"{mismatch:+.1%} off; expected a smaller batch_tokens, or budget.max_mismatch="
+            f"{math.ceil(1000 * abs(mismatch)) / 1000:g}"
+        )
+    return tokens, FlopsBudget(
+        target_flops=round(target), convention=budget.convention, source=source, mismatch=mismatch
+    )
+
+
+def _flops_per_sample(model: ModelSpec, seq_len: int, convention: Literal["paper", "full"]) -> int:
+    match convention:
+        case "paper":
+            return paper_train_flops_per_sample(model, seq_len)
+        case "full":
+            return full_train_flops_per_sample(model, seq_len)
+        case _ as never:
+            assert_never(never)
+
+
+def _reference_model(config: Config, name: str, data_vocab_size: int, reference: References | None) -> ModelSpec:
+    """The model that `budget.match` names. Raises ConfigError where there is none at this scale."""
+    if reference is None:
+        raise ConfigError(f"budget.match = {name}: expected null: there are no other models to choose from here")
+    try:
+        text = json.dumps(reference(name).get("model"), sort_keys=True, default=repr)
+        return _resolved_model(text, data_vocab_size).spec
+    except ConfigError as error:
+        raise ConfigError(
+            [f"budget.match = {name}, at scale {config.scale}: {problem}" for problem in error.problems]
+        ) from None
+
+
+def _check_batch(batch_tokens: int, seq_len: int) -> None:
+    if batch_tokens % seq_len:
+        nearest = max(whole_batches(batch_tokens, seq_len), seq_len)
+        raise ConfigError(
+            f"batch_tokens = {batch_tokens}: expected a multiple of seq_len = {seq_len} (nearest: {nearest})"
+        )
+
+
 def _length(config: Config, tokens: int, batch_tokens: int) -> tuple[int, TrapezoidSpec, StopSpec | None]:
     """Training length, schedule and stop rule in whole batches of tokens."""
-    if batch_tokens % config.seq_len:
-        nearest = max(whole_batches(batch_tokens, config.seq_len), config.seq_len)
-        raise ConfigError(
-            f"batch_tokens = {batch_tokens}: expected a multiple of seq_len = {config.seq_len} (nearest: {nearest})"
-        )
     train_tokens = whole_batches(tokens, batch_tokens)
-    if tokens < batch_tokens:
-        raise ConfigError(f"budget.tokens = {tokens}: expected at least one batch of {batch_tokens} tokens")
     schedule = config.schedule
 
     def part(name: str, given: Count, fraction: float) -> int:

@@ -445,6 +445,17 @@ def full_forward_flops(model: ModelSpec, seq_len: int) -> int:
     return blocks + 2 * seq_len * model.d_model * model.vocab_size
 
 
+def paper_train_flops_per_sample(model: ModelSpec, seq_len: int) -> int:
+    """Forward and backward of one sample of `seq_len` tokens, in the paper's convention."""
+    positions = model.meta_tokens + seq_len
+    return sum(paper_block_train_flops(block, model.d_model, positions) for block in model.blocks)
+
+
+def full_train_flops_per_sample(model: ModelSpec, seq_len: int) -> int:
+    """Forward and backward of one sample of `seq_len` tokens, in the full convention."""
+    return 3 * full_forward_flops(model, seq_len)
+
+
 def model_state_bytes(model: ModelSpec, seq_len: int, element_bytes: int) -> int:
     """Bytes held to decode one sequence up to `seq_len` tokens, after the meta tokens."""
     positions = model.meta_tokens + seq_len
@@ -460,8 +471,8 @@ def run_cost(run: RunSpec) -> Cost:
     meta = model.meta_tokens * d_model
     blocks = sum(block_params(block, d_model) for block in distinct)
     active = sum(active_block_params(block, d_model) for block in distinct)
-    paper_sample = sum(paper_block_train_flops(block, d_model, positions) for block in model.blocks)
-    full_sample = 3 * full_forward_flops(model, run.seq_len)
+    paper_sample = paper_train_flops_per_sample(model, run.seq_len)
+    full_sample = full_train_flops_per_sample(model, run.seq_len)
     samples = run.train_tokens // run.seq_len
     return Cost(
         embedding_params=embedding,

@@ -78,6 +78,8 @@ def size_problems(model: ModelConfig) -> list[str]:
         positive["model.attention.softmax_scale"] = a.softmax_scale
     if a.rope is not None:
         positive["model.attention.rope.theta"] = a.rope.theta
+    if model.max_param_mismatch < 0:
+        problems.append(f"model.max_param_mismatch = {model.max_param_mismatch}: expected a fraction of 0 or more")
     problems += [f"{where} = {number}: expected a number above 0" for where, number in positive.items() if number <= 0]
     if model.moe.bias_step < 0:
         problems.append(f"model.moe.bias_step = {model.moe.bias_step}: expected 0 or more")

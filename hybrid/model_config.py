@@ -132,13 +132,17 @@ class MoeConfig:
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
     """The `model` settings. `depth: null` takes the depth that matches `reference_depth` attention blocks in
-    parameters; a `pattern` replaces `mixers`, `ratio` and `placement`."""
+    parameters, or, where they `match` in width, has to be given; a `pattern` replaces `mixers`, `ratio` and
+    `placement`. `max_param_mismatch` is the largest relative difference that is not refused."""
 
     mixers: tuple[BlockKind, ...]
     ratio: Any
     placement: Any
     pattern: Any
     depth: int | None
+    match: Literal["depth", "width"]
+    trim_ffn: bool
+    max_param_mismatch: float
     reference_depth: int
     d_model: int
     vocab_size: int | None

@@ -1,12 +1,14 @@
 """From `model` settings to a `ModelSpec`: which blocks, how many, in what order, and what they share."""
 
 import dataclasses
+import math
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import cast
 
-from hybrid.budget import matched_depth, matched_repeats
+from hybrid.budget import matched_depth, matched_repeats, nearest_size
 from hybrid.cost import block_params, distinct_blocks
 from hybrid.decode import did_you_mean
 from hybrid.layout import (
@@ -22,7 +24,7 @@ from hybrid.layout import (
     repeated,
 )
 from hybrid.model_checks import attention_and_mamba_problems, kind_problems, size_problems
-from hybrid.model_config import ModelConfig, mixer_of
+from hybrid.model_config import DenseFfnSpec, ModelConfig, mixer_of
 from hybrid.spec import (
     AttentionSpec,
     BlockSpec,
@@ -40,7 +42,8 @@ from hybrid.spec import (
 
 @dataclass(frozen=True, kw_only=True)
 class ResolvedModel:
-    """A model, and the relative difference of its blocks' parameters from the reference's: None for a given depth.
+    """A model, and the relative difference of its blocks' parameters from the reference's: None where nothing was
+    matched, as depth, width and d_ffn were given.
 
     Parameters are matched with dense feed-forward networks, as experts leave the active ones as they are.
     """
@@ -69,10 +72,15 @@ def resolve_model(config: ModelConfig, data_vocab_size: int) -> ResolvedModel:
     kinds = [kind for kind, letter in LETTERS.items() if letter in letters]
     _stop_if_any(kind_problems(config, kinds))
     mixers = {kind: mixer_of(config, kind) for kind in kinds}
+    _stop_if_any(_matching_problems(config))
     slots = _slots(config, period, mixers)
-    blocks = _shared_keys_and_values(tuple(_blocks(config, slots, mixers)), config.kv_sharing)
-    _stop_if_any(_sharing_problems(config, blocks))
-    blocks = _without_lonely_ties(blocks)
+    blocks = _blocks_of(config, slots, mixers)
+    reference = _reference_params(config)
+    if config.match == "width":
+        config = dataclasses.replace(config, d_model=_matched_width(config, blocks, reference))
+    if config.trim_ffn:
+        config = dataclasses.replace(config, ffn=_trimmed_ffn(config, blocks, reference))
+        blocks = _blocks_of(config, slots, mixers)
     spec = ModelSpec(
         d_model=config.d_model,
         vocab_size=vocab_size,
@@ -85,13 +93,23 @@ def resolve_model(config: ModelConfig, data_vocab_size: int) -> ResolvedModel:
         residual_multiplier=config.residual_multiplier,
         logit_multiplier=config.logit_multiplier,
     )
-    mismatch = None if config.depth is not None else _mismatch(config, blocks)
-    if mismatch is not None and abs(mismatch) > _WORST_MISMATCH:
-        raise ConfigError(
-            f"model.depth = null: the nearest depth, {len(blocks)}, is {mismatch:+.0%} off the parameters of "
-            f"{config.reference_depth} attention blocks; expected a model.depth of your own"
-        )
+    matched = config.depth is None or config.match == "width" or config.trim_ffn
+    mismatch = _matched_params(config, blocks) / reference - 1 if matched else None
+    if mismatch is not None and abs(mismatch) > config.max_param_mismatch:
+        raise ConfigError(_mismatch_problem(config, len(blocks), mismatch))
     return ResolvedModel(spec=spec, param_mismatch=mismatch)
+
+
+def _mismatch_problem(config: ModelConfig, depth: int, mismatch: float) -> str:
+    nearest = {"depth": f"depth, {depth},", "width": f"d_model, {config.d_model},"}[config.match]
+    if config.trim_ffn:
+        nearest = f"d_ffn, {0 if config.ffn is None else config.ffn.d_ffn}, at {depth} blocks"
+    remedies = [] if config.trim_ffn or config.ffn is None else ["model.trim_ffn=true"]
+    remedies += ["a model.depth of your own", f"model.max_param_mismatch={math.ceil(1000 * abs(mismatch)) / 1000:g}"]
+    return (
+        f"model.max_param_mismatch = {config.max_param_mismatch:g}: the nearest {nearest} is {mismatch:+.1%} off the "
+        f"parameters of {config.reference_depth} attention blocks; expected {' or '.join(remedies)}"
+    )
 
 
 def _stop_if_any(problems: list[str]) -> None:
@@ -163,17 +181,40 @@ def _slots(config: ModelConfig, period: tuple[Slot, ...], mixers: Mapping[BlockK
     return slots
 
 
-_WORST_MISMATCH = 0.3
-"""A depth that was asked to match, and misses by more, would be taken for one that does."""
+def _matching_problems(config: ModelConfig) -> list[str]:
+    problems = []
+    if config.match == "width" and config.depth is None:
+        problems.append("model.match = width: expected a model.depth, at which d_model is worked out")
+    if config.trim_ffn and config.ffn is None:
+        problems.append("model.trim_ffn = True: the model has no ffn to trim; expected false")
+    return problems
 
 
-def _mismatch(config: ModelConfig, blocks: tuple[BlockSpec, ...]) -> float:
-    """The relative difference of the blocks' parameters, with dense feed-forward networks, from the reference's."""
-    own = [
-        dataclasses.replace(block, ffn=config.ffn) if isinstance(block.ffn, MoeSpec) else block
-        for block in distinct_blocks(blocks)
-    ]
-    return sum(block_params(block, config.d_model) for block in own) / _reference_params(config) - 1
+def _matched_params(config: ModelConfig, blocks: tuple[BlockSpec, ...], *, d_ffn: int | None = None) -> int:
+    """The blocks' parameters with dense feed-forward networks, of width `d_ffn` if given."""
+    dense = config.ffn
+    if dense is not None and d_ffn is not None:
+        dense = dataclasses.replace(dense, d_ffn=d_ffn)
+    counted = Counter(
+        block if block.ffn is None else _block(block.mixer, dense, block.tie) for block in distinct_blocks(blocks)
+    )
+    return sum(count * block_params(block, config.d_model) for block, count in counted.items())
+
+
+def _matched_width(config: ModelConfig, blocks: tuple[BlockSpec, ...], reference: int) -> int:
+    """The d_model at which the blocks match the reference's parameters; mixers and ffn stay as wide as they are."""
+
+    def params_at(d_model: int) -> int:
+        return _matched_params(dataclasses.replace(config, d_model=d_model), blocks)
+
+    return nearest_size(config.d_model, params_at, reference)
+
+
+def _trimmed_ffn(config: ModelConfig, blocks: tuple[BlockSpec, ...], reference: int) -> DenseFfnSpec:
+    """The dense feed-forward network whose width makes the blocks match the reference's parameters."""
+    assert config.ffn is not None
+    d_ffn = nearest_size(config.ffn.d_ffn, lambda width: _matched_params(config, blocks, d_ffn=width), reference)
+    return dataclasses.replace(config.ffn, d_ffn=d_ffn)
 
 
 def _reference_params(config: ModelConfig) -> int:
@@ -208,6 +249,15 @@ def _placement(value: object) -> Placement:
 @lru_cache(maxsize=4096)
 def _block(mixer: MixerSpec, ffn: FfnSpec | None, tie: str | None = None) -> BlockSpec:
     return BlockSpec(mixer=mixer, ffn=ffn, tie=tie)
+
+
+def _blocks_of(
+    config: ModelConfig, slots: tuple[Slot, ...], mixers: Mapping[BlockKind, MixerSpec]
+) -> tuple[BlockSpec, ...]:
+    """The model's blocks with all that they share."""
+    blocks = _shared_keys_and_values(tuple(_blocks(config, slots, mixers)), config.kv_sharing)
+    _stop_if_any(_sharing_problems(config, blocks))
+    return _without_lonely_ties(blocks)
 
 
 def _blocks(config: ModelConfig, slots: tuple[Slot, ...], mixers: Mapping[BlockKind, MixerSpec]) -> Iterator[BlockSpec]:

@@ -5,6 +5,7 @@ import itertools
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any, Literal
 
 from hybrid.config import Resolved, read_config
@@ -21,6 +22,7 @@ _NOT_OF_A_CELL = ("mode", "generate", "plan", "store", "hydra")
 _SURROUNDINGS = (*_NOT_OF_A_CELL, "exec")
 _SEEDS = ("init_seed", "data_seed")
 _MAX_CELLS_NAMED = 4
+_EVERY_ROW = "*"
 
 Row = Mapping[str, Any]
 
@@ -46,6 +48,7 @@ class SweepConfig:
     rows: Any
     grid: Any
     at: Any
+    of: tuple[str, ...]
     report: ReportConfig
 
 
@@ -77,6 +80,8 @@ def expand(arguments: Sequence[str], composer: Composer, *, stdlib_fingerprint: 
     config = composer.merge(base, [(s.key, s.values[0]) for s in settings if not s.structural and not s.swept])
     sweep = decode(SweepConfig, config["sweep"], "sweep")
     name = _name(sweep, settings)
+    if sweep.of:
+        return _expand_all(sweep, name, config, arguments, settings, composer, stdlib_fingerprint)
     rows = _rows(sweep, name)
     seeds = _seeds(sweep.seeds)
     axes = _axes(sweep, settings, rows, seeds)
@@ -92,7 +97,11 @@ def expand(arguments: Sequence[str], composer: Composer, *, stdlib_fingerprint: 
                 chosen = _settings(composer, base, row, row_name, sweep, at_axes, seed, plain)
                 if chosen is None:
                     continue
-                resolved = read_config(composer.merge(*chosen), stdlib_fingerprint=stdlib_fingerprint)
+                resolved = read_config(
+                    composer.merge(*chosen),
+                    stdlib_fingerprint=stdlib_fingerprint,
+                    reference=partial(_reference, composer, *chosen, frozenset(row)),
+                )
             except ConfigError as error:
                 for problem in error.problems:
                     problems.setdefault(problem, []).append(label)
@@ -103,14 +112,92 @@ def expand(arguments: Sequence[str], composer: Composer, *, stdlib_fingerprint: 
         raise ConfigError([_with_cells(problem, names) for problem, names in problems.items()])
     if not runs:
         raise ConfigError(f"sweep {name}: no cells are left: sweep.at leaves every row out here")
-    request = Request(
+    return Expansion(request=_request(sweep, name, settings, runs), runs=tuple(runs), config=config)
+
+
+def _request(sweep: SweepConfig, name: str, settings: Sequence[Setting], runs: Sequence[CellRun]) -> Request:
+    return Request(
         sweep=name,
         overrides=tuple(s.text for s in settings if not _is_surrounding(s)),
         created_at=now(),
         report={key: value for key, value in asdict(sweep.report).items() if value is not None},
         cells=tuple(run.cell for run in runs),
     )
-    return Expansion(request=request, runs=tuple(runs), config=config)
+
+
+def _expand_all(
+    sweep: SweepConfig,
+    name: str,
+    config: Mapping[str, Any],
+    arguments: Sequence[str],
+    settings: Sequence[Setting],
+    composer: Composer,
+    stdlib_fingerprint: Callable[[], str],
+) -> Expansion:
+    """A sweep of sweeps: the cells of each, their rows named after it; what is given besides holds for all of them."""
+    own = [f"sweep.{key}" for key in ("rows", "grid", "at", "only") if getattr(sweep, key)]
+    if own:
+        raise ConfigError(f"sweep {name}: {', '.join(own)} beside sweep.of: expected none: its sweeps have their own")
+    others = [argument for argument in arguments if argument.partition("=")[0].lstrip("+") != "sweep"]
+    runs: list[CellRun] = []
+    problems: list[str] = []
+    for text in sweep.of:
+        first, *overrides = text.split()
+        try:
+            expansion = expand(
+                [f"+sweep={first}", *overrides, *others], composer, stdlib_fingerprint=stdlib_fingerprint
+            )
+        except ConfigError as error:
+            problems += [f"{text}: {problem}" for problem in error.problems]
+            continue
+        for run in expansion.runs:
+            cell = replace(run.cell, name=f"{text}/{run.cell.name}", row=f"{text}/{run.cell.row}")
+            runs.append(replace(run, cell=cell))
+    if problems:
+        raise ConfigError(problems)
+    return Expansion(request=_request(sweep, name, settings, runs), runs=tuple(runs), config=config)
+
+
+# What a scale says of every model of it; the rest of `model` says which model that is.
+_DIMENSIONS = (
+    "reference_depth",
+    "d_model",
+    "vocab_size",
+    "tie_embeddings",
+    "norm_eps",
+    "init_std",
+    "attention",
+    "mamba",
+    "intra",
+    "window",
+    "ffn",
+)
+
+
+def _reference(
+    composer: Composer,
+    structural: Sequence[str],
+    values: Sequence[tuple[str, Any]],
+    of_the_row: frozenset[str],
+    name: str,
+) -> dict[str, Any]:
+    """The configuration of a cell with another model: dimensions that are set for every cell hold for it too."""
+    others = [text for text in structural if re.split(r"[=@./]", text.lstrip("+~"))[0] != "model"]
+    kept = [(key, value) for key, value in values if key not in of_the_row and _holds_for_all_models(key)]
+    return composer.merge([*others, as_override("model", name)], kept)
+
+
+def _holds_for_all_models(key: str) -> bool:
+    first, *rest = key.split(".")
+    return first != "model" or bool(rest and rest[0] in _DIMENSIONS)
+
+
+def reference_models(arguments: Sequence[str], composer: Composer) -> Callable[[str], Mapping[str, Any]]:
+    """What `budget.match` can name, for the single run of these arguments."""
+    settings = [_plain_if_there(setting, composer) for setting in composer.parse(arguments)]
+    structural = [s.text for s in settings if s.structural]
+    values = [(s.key, s.values[0]) for s in settings if not s.structural]
+    return partial(_reference, composer, structural, values, frozenset())
 
 
 def _plain_if_there(setting: Setting, composer: Composer) -> Setting:
@@ -288,26 +375,45 @@ def _conditional(sweep: SweepConfig, row_name: str, config: Mapping[str, Any]) -
     row_names = [show_value(name) for name in sweep.rows]
     found: list[tuple[str, Any]] = []
     for condition, by_row in sweep.at.items():
-        key, equals, wanted = str(condition).partition("=")
-        if not equals or not isinstance(by_row, Mapping):
-            raise ConfigError(f"sweep.at.{condition}: expected setting=value, then rows with their settings")
-        unknown = [label for label in map(show_value, by_row) if label not in row_names]
+        if not isinstance(by_row, Mapping):
+            raise ConfigError(f"sweep.at.{condition}: expected rows with their settings")
+        labels = [label for label in map(show_value, by_row) if label != _EVERY_ROW]
+        unknown = [label for label in labels if label not in row_names]
         if unknown:
             raise ConfigError(f"sweep.at.{condition}.{unknown[0]}: no such row{did_you_mean(unknown[0], row_names)}")
-        value: Any = config
-        for part in key.split("."):
-            if not isinstance(value, Mapping) or part not in value:
-                raise ConfigError(f"sweep.at.{condition}: there is no setting {key}; expected setting=value")
-            value = value[part]
-        if show_value(value) != wanted:
+        if not _holds(str(condition), config):
             continue
         for label, settings in by_row.items():
-            if show_value(label) == row_name:
+            if show_value(label) in (row_name, _EVERY_ROW):
                 if settings is None:
                     return None
                 _check_settings(f"sweep.at.{condition}.{row_name}", settings)
                 found += settings.items()
     return found
+
+
+def _holds(condition: str, config: Mapping[str, Any]) -> bool:
+    """Whether a configuration meets `setting=value`, or several of them with commas between."""
+    for one in condition.split(","):
+        key, equals, wanted = one.strip().partition("=")
+        value: Any = config
+        for part in key.split("."):
+            if not equals or not isinstance(value, Mapping) or part not in value:
+                raise ConfigError(
+                    f"sweep.at.{condition}: there is no setting {key}; expected setting=value, or several with commas"
+                )
+            value = value[part]
+        if show_value(value) != wanted and not _same_number(value, wanted):
+            return False
+    return True
+
+
+def _same_number(value: object, wanted: str) -> bool:
+    """Whether a number is the one that is wanted, however each is written: 2e20, 2.0e+20."""
+    try:
+        return not isinstance(value, bool) and float(str(value)) == float(wanted)
+    except ValueError:
+        return False
 
 
 def _split(composer: Composer, settings: Iterable[tuple[str, Any]]) -> tuple[list[str], list[tuple[str, Any]]]:

@@ -18,7 +18,7 @@ from hybrid.cost import layout_of
 from hybrid.decode import decode
 from hybrid.layout import compact
 from hybrid.spec import ConfigError, HubSpec
-from sweeps.cells import UNNAMED, CellRun, Expansion, expand
+from sweeps.cells import UNNAMED, CellRun, Expansion, expand, reference_models
 from sweeps.compose import Composer
 from sweeps.identity import run_id
 from sweeps.launch import End, EndStatus, Launcher
@@ -164,11 +164,13 @@ def run_request(arguments: Sequence[str], launcher: Launcher) -> int:
     return code
 
 
-def run_single(config: Mapping[str, Any], launcher: Launcher) -> int:
+def run_single(config: Mapping[str, Any], arguments: Sequence[str], launcher: Launcher) -> int:
     """`python run.py ARGUMENTS`: one run into the same store, or its plan, its evaluation, or a text that it makes."""
     mode, plan_format, generation, store = _surroundings(config)
     _check_no_sweep(config)
-    resolved = read_config(config, stdlib_fingerprint=_fingerprint)
+    with Composer() as composer:
+        reference = reference_models(arguments, composer) if config["budget"]["match"] else None
+        resolved = read_config(config, stdlib_fingerprint=_fingerprint, reference=reference)
     name = compact(layout_of(resolved.run.model))
     cell = Cell(name=name, row=name, axes={}, seed=None, run_id=run_id(resolved.run))
     run = CellRun(cell=cell, resolved=resolved, arguments=())
