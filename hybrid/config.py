@@ -56,13 +56,14 @@ class ScheduleConfig:
 @dataclass(frozen=True, kw_only=True)
 class BudgetConfig:
     """The `budget` settings: `tokens`, or `flops`, or the FLOPs that the model named by `match` spends on
-    `match_tokens`; `scale_tokens` stand in for tokens that are null."""
+    `match_tokens` in sequences of `match_seq_len`; `scale_tokens` stand in for tokens that are null."""
 
     tokens: Count
     scale_tokens: Count
     flops: Count
     match: str | None
     match_tokens: Count
+    match_seq_len: int | None
     convention: Literal["paper", "full"]
     max_mismatch: float
 
@@ -289,8 +290,12 @@ def _check_budget(budget: BudgetConfig) -> None:
     if len(given) > 1:
         values = ", ".join(f"{name} = {value}" for name, value in given.items())
         problems.append(f"budget: {values}: expected one of them, and null for the others")
-    if budget.match_tokens is not None and budget.match is None:
-        problems.append(f"budget.match_tokens = {budget.match_tokens}: expected a budget.match, such as llama, or null")
+    for name in ("match_tokens", "match_seq_len"):
+        value = getattr(budget, name)
+        if value is not None and budget.match is None:
+            problems.append(f"budget.{name} = {value}: expected a budget.match, such as llama, or null")
+    if budget.match_seq_len is not None and budget.match_seq_len < 2:
+        problems.append(f"budget.match_seq_len = {budget.match_seq_len}: expected at least 2 tokens, or null")
     if budget.match == "":
         problems.append("budget.match = '': expected the name of a model= choice, such as llama")
     if budget.max_mismatch < 0:
@@ -317,8 +322,9 @@ def _tokens(
         given = config.budget.scale_tokens if budget.match_tokens is None else budget.match_tokens
         match_tokens = parse_count(given, "budget.match_tokens")
         other = _reference_model(config, budget.match, data_vocab_size, reference)
-        flops = _flops_per_sample(other, seq_len, budget.convention)
-        target, source = Fraction(flops * match_tokens, seq_len), f"{budget.match} at {match_tokens:,} tokens"
+        length = budget.match_seq_len or seq_len
+        flops = _flops_per_sample(other, length, budget.convention)
+        target, source = Fraction(flops * match_tokens, length), f"{budget.match} at {match_tokens:,} tokens"
         where = f"budget.match = {budget.match} at {match_tokens} tokens, {float(target):.4g} FLOPs"
     flops_per_sample = _flops_per_sample(model, seq_len, budget.convention)
     if flops_per_sample == 0:

@@ -37,4 +37,9 @@ def show_value(value: object) -> str:
     """A setting's value as a person would write it."""
     if isinstance(value, list | tuple):
         return "[" + ",".join(map(show_value, value)) + "]"
+    if isinstance(value, float) and abs(value) >= _LARGE and float(f"{value:g}") == value:
+        return f"{value:g}".replace("e+", "e")
     return "null" if value is None else str(value)
+
+
+_LARGE = 1e6
