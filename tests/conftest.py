@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from hybrid.config import Resolved, read_config
-from sweeps.cells import Expansion, expand
+from sweeps.cells import Expansion, expand, reference_models
 from sweeps.compose import Composer
 
 FINGERPRINT = "0123456789abcdef"
@@ -19,7 +19,8 @@ def resolve() -> Callable[..., Resolved]:
 
     def compose_and_read(*overrides: str) -> Resolved:
         with Composer() as composer:
-            return read_config(composer.compose(overrides), stdlib_fingerprint=lambda: FINGERPRINT)
+            reference = reference_models(overrides, composer)
+            return read_config(composer.compose(overrides), stdlib_fingerprint=lambda: FINGERPRINT, reference=reference)
 
     return compose_and_read
 

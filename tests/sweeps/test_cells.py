@@ -2,12 +2,13 @@ import dataclasses
 import json
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from hybrid.config import read_config
+from hybrid.config import Resolved, read_config
 from hybrid.cost import layout_of
 from hybrid.decode import canonical_json, decode
 from hybrid.spec import ConfigError, RunSpec
@@ -16,8 +17,18 @@ from sweeps.compose import CONFIG_DIR, Composer, as_override
 from sweeps.identity import run_id
 from sweeps.status import flatten
 
-SHIPPED = sorted(path.stem for path in (CONFIG_DIR / "sweep").glob("*.yaml"))
-SCALES = {"table4": ["1b", "350m", "toy"], "placement": ["1b", "350m", "toy"]}
+# The whole study has the cells of its sweeps and none of its own.
+SHIPPED = sorted(path.stem for path in (CONFIG_DIR / "sweep").glob("*.yaml") if path.stem != "paper")
+SCALES = {"table2": ["1b", "350m"], "table4": ["1b", "350m", "toy"], "placement": ["1b", "toy"]}
+FINGERPRINT = "0123456789abcdef"
+
+
+def reads(config: Mapping[str, Any], composer: Composer, arguments: Sequence[str]) -> Resolved:
+    def reference(name: str) -> Mapping[str, Any]:
+        structural = [a for a in arguments if not a.startswith("model.") and not a.startswith("model=")]
+        return composer.compose_by_hydra([*structural, f"model={name}"])
+
+    return read_config(config, stdlib_fingerprint=lambda: FINGERPRINT, reference=reference)
 
 
 @pytest.mark.parametrize("sweep", SHIPPED)
@@ -26,15 +37,36 @@ def test_every_shipped_cell_is_the_run_that_plain_hydra_composes(expand_request,
     for scale in SCALES.get(sweep, [None]):
         arguments = [f"+sweep={sweep}"] + ([f"scale={scale}"] if scale else [])
         expansion = expand_request(*arguments)
-        # Seeds differ by two integers; two of them suffice here.
-        seeds = list(dict.fromkeys(run.cell.seed for run in expansion.runs))[:2]
-        runs = [run for run in expansion.runs if run.cell.seed in seeds]
+        # Seeds differ by two integers, budgets by one number: one of them suffices here.
+        runs = list({(r.cell.row, r.cell.axes.get("scale")): r for r in reversed(expansion.runs)}.values())
         assert len(runs) >= 3
         with Composer() as composer:
             for run in runs:
-                plain = read_config(composer.compose(run.arguments), stdlib_fingerprint=lambda: "0123456789abcdef")
+                plain = reads(composer.compose_by_hydra(run.arguments), composer, run.arguments)
                 assert plain.run == run.resolved.run, run.cell.name
                 assert canonical_json(plain.run) == canonical_json(run.resolved.run)
+
+
+def test_models_and_sweeps_merged_here_are_what_hydra_composes() -> None:
+    """Every model with every scale, and with a sweep that sets model dimensions itself."""
+    models = sorted(path.stem for path in (CONFIG_DIR / "model").glob("*.yaml"))
+    scales = ["toy", "1b"]
+    with Composer() as composer:
+        cases = [(f"model={model}", f"scale={scale}") for model in models for scale in scales]
+        cases += [("+sweep=demo", f"model={model}") for model in models[::4]] + [("+sweep=isoflop", "scale=3b")]
+        for overrides in cases:
+            merged = composer.compose(overrides)
+            assert merged == composer.compose_by_hydra(overrides), overrides
+
+
+def test_the_whole_study_is_the_cells_of_its_sweeps(expand_request) -> None:
+    study = expand_request("+sweep=paper")
+    runs = {run.cell.name: run.cell.run_id for run in study.runs}
+    assert len(runs) == len(study.runs) == 284
+    for part in ("table4", "table4 scale=350m", "isoflop"):
+        name, *overrides = part.split()
+        for cell in expand_request(f"+sweep={name}", *overrides).request.cells:
+            assert runs[f"{part}/{cell.name}"] == cell.run_id
 
 
 def test_cells_are_rows_times_grid_times_seeds_under_different_names(expand_request) -> None:
@@ -99,6 +131,9 @@ def test_bare_ratios_in_the_rows_and_lists_of_a_sweep_file_are_read(expand_file)
         ("sweep: {name: own, rows: {x: {}}, at: {scale=toy: {x: null}}}", "no cells are left"),
         ("sweep: {name: own, rows: {x: {}}, at: {scael=toy: {x: null}}}", "no setting scael"),
         ("sweep: {name: own, rows: {x: {}}, at: {scale=toy: {y: null}}}", "no such row"),
+        ("sweep: {name: own, rows: {x: {}}, at: {'scale=toy, sede=1': {x: null}}}", "no setting sede"),
+        ("sweep: {name: own, rows: {x: {}}, of: [table4]}", "sweep.rows beside sweep.of"),
+        ("sweep: {name: own, of: [table44]}", "table44: .*did you mean table4"),
         ("sweep: {name: ../evil, rows: {x: {}}}", "expected letters"),
         ("sweep: {name: own, rows: {x: {}}, report: hello}", "report"),
         ("sweep: {rows: {x: {}}}", "no sweep.name"),
@@ -110,6 +145,14 @@ def test_bare_ratios_in_the_rows_and_lists_of_a_sweep_file_are_read(expand_file)
 def test_a_sweep_file_that_cannot_be_meant_is_one_clear_error(expand_file, text: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         expand_file(text)
+
+
+def test_conditions_with_commas_hold_together_and_a_star_is_every_row(expand_file) -> None:
+    at = "{'scale=toy, budget.tokens=2e6': {'*': {optim.lr: 0.5}}, 'scale=toy, budget.tokens=3M': {y: null}}"
+    grid = "{budget.tokens: ['2e6', 3M]}"
+    runs = expand_file(f"sweep: {{name: own, rows: {{x: {{}}, y: {{}}}}, grid: {grid}, at: {at}}}").runs
+    found = {run.cell.name: run.resolved.run.optim.lr for run in runs}
+    assert found == {"x/tokens=2e6": 0.5, "x/tokens=3M": 0.003, "y/tokens=2e6": 0.5}
 
 
 def test_a_group_may_be_chosen_at_one_scale_only(expand_file) -> None:
