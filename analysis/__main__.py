@@ -1,4 +1,7 @@
-"""The command line: `python -m analysis tables | figures`. What costs time to import is imported when called."""
+"""The command line: `python -m analysis tables | figures | reference`.
+
+What costs time to import is imported when called.
+"""
 
 import argparse
 import os
@@ -14,6 +17,7 @@ if TYPE_CHECKING:
     from sweeps.store import Store
 
 FORMATS: Final = ("markdown", "csv", "latex", "json")
+REFERENCE_FORMATS: Final = ("text", "json", "md")
 DEFAULT_STORE: Final = "store"
 
 _ABOUT = """\
@@ -31,6 +35,7 @@ examples:
   python -m analysis tables demo --out report           also table.md .csv .tex .json and figure.png .svg in report/
   python -m analysis tables demo --format json | jq .   unrounded numbers for another program
   python -m analysis figures demo --out report          the figure alone
+  python -m analysis reference                          the paper's printed costs beside those of our specs
 
 exit codes: 0 done; 2 something asked for does not exist; 1 anything else, such as a damaged store.
 """
@@ -42,6 +47,30 @@ A probe (runs that stop at a threshold) gives seeds solved k/n, median steps wit
 spent, and Fisher's exact test between rows, Holm-adjusted. Other runs give a mean over seeds with its interval.
 """
 
+_REFERENCE = """\
+Set the costs that arXiv 2510.04800 prints beside those of our specs, in the paper's convention.
+
+Every derived column (parameters, layers, tokens, FLOPs, cache) of v1's Tables 2, 3, 4 and 6 and of v3's Tables 9 to 12
+and 14 to 21 (but 16, whose numbers are not in the data) is computed from the cell of the sweep in conf/sweep that the
+row is. A cell agrees if its computed value lies within half a unit of the last digit that is printed; nothing is fitted
+to make one agree. Those that do not are listed with both numbers and, where something is known of it, why.
+
+Beside it, without --table: what the full convention changes. With Tables 18 and 19: the noise in their printed losses.
+Needs no store and trains nothing.
+"""
+
+_REFERENCE_EXAMPLES = """\
+examples:
+  python -m analysis reference                          counts of all tables, then every cell that does not agree
+  python -m analysis reference --table 2 --table 9      of these two
+  python -m analysis reference --table 9 --all          its cells that agree too
+  python -m analysis reference --format json | jq '.[] | select(.agrees | not)'
+
+JSON is a list of every compared cell: {table, row, column, printed, computed, digits, agrees, reason}.
+
+exit codes: 0 done, whatever agrees: a disagreement is a finding; 2 there is no such table, or no sweep has a row of it.
+"""
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; gives the exit code. Raises SystemExit for arguments that argparse itself refuses."""
@@ -51,14 +80,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     refused = [text for text in rest if text.startswith("-")]
     if refused:
         commands[args.command].error(f"unrecognized arguments: {' '.join(refused)}")
-    args.overrides += rest
+    if args.command == "reference":
+        if rest:
+            commands[args.command].error(f"unrecognized arguments: {' '.join(rest)}")
+    else:
+        args.overrides += rest
     from sweeps.store import StoreError
 
     try:
         if args.command == "tables":
             _tables(args)
-        else:
+        elif args.command == "figures":
             _figures(args)
+        else:
+            _reference(args)
         sys.stdout.flush()
     except ConfigError as error:
         return _complain(error, 2)
@@ -114,7 +149,20 @@ def _parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentPars
         "--figure", action=argparse.BooleanOptionalAction, help="draw the figure too (default: if --out is given)"
     )
     figures.add_argument("--out", metavar="DIR", type=Path, default=Path(), help="where to write (default: here)")
-    return parser, {"tables": tables, "figures": figures}
+    reference = subparsers.add_parser(
+        "reference",
+        help="set the paper's printed costs beside ours",
+        description=_REFERENCE,
+        epilog=_REFERENCE_EXAMPLES,
+        formatter_class=form,
+        allow_abbrev=False,
+    )
+    reference.add_argument(
+        "--table", metavar="NUMBER", action="append", default=[], help="this table alone; may be repeated"
+    )
+    reference.add_argument("--all", action="store_true", help="list the cells that agree too")
+    reference.add_argument("--format", choices=REFERENCE_FORMATS, default="text", help="what to print (default: text)")
+    return parser, {"tables": tables, "figures": figures, "reference": reference}
 
 
 def _tables(args: argparse.Namespace) -> None:
@@ -150,6 +198,25 @@ def _figures(args: argparse.Namespace) -> None:
     _say_where(_draw(results, store, args.out, optional=False))
 
 
+def _reference(args: argparse.Namespace) -> None:
+    from analysis.reference import show
+    from analysis.reference.compare import Sweeps
+    from analysis.reference.findings import find
+    from sweeps.compose import Composer
+
+    with Composer() as composer:
+        findings = find(Sweeps(composer), args.table)
+    match args.format:
+        case "json":
+            text = show.as_json(findings)
+        case "md":
+            text = show.as_markdown(findings, everything=args.all)
+        case _:
+            bold = _bold if _on_terminal() else str
+            text = show.as_text(findings, everything=args.all, bold=bold)
+    print(text, end="")
+
+
 def _load(args: argparse.Namespace) -> "tuple[Results, Store]":
     from analysis.load import find_request, load, open_store
 
@@ -180,8 +247,12 @@ def _on_terminal() -> bool:
     return sys.stdout.isatty() and "NO_COLOR" not in os.environ
 
 
+def _bold(line: str) -> str:
+    return f"\033[1m{line}\033[0m"
+
+
 def _bold_titles(text: str) -> str:
-    return "\n".join(f"\033[1m{line}\033[0m" if line.startswith("### ") else line for line in text.split("\n"))
+    return "\n".join(_bold(line) if line.startswith("### ") else line for line in text.split("\n"))
 
 
 if __name__ == "__main__":

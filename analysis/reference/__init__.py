@@ -1,0 +1,1 @@
+"""The paper's printed numbers (`printed.json`), and what our specs give in their place."""
