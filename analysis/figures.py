@@ -142,7 +142,9 @@ def survival_figure(results: Results) -> "Figure":
 
 def curves_figure(results: Results, metrics: Metrics) -> "Figure":
     """Loss against training tokens, mean and range over seeds; beside it the final loss with its interval."""
-    lines = {cell.run_id: metrics(cell.run_id) for group in results.groups for cell in group.done}
+    lines = {
+        cell.run_id: metrics(cell.run_id) for group in results.groups for cell in group.done if cell.run_id is not None
+    }
     metric = VAL_LOSS if _validated(lines.values()) else TRAIN_LOSS
     curves = [(i, group, _curve(group, lines, metric)) for i, group in enumerate(results.groups)]
     drawn = [curve for _, _, curve in curves if curve is not None]
@@ -213,6 +215,7 @@ def _curve(group: Group, lines: Mapping[str, Sequence[Mapping[str, Any]]], metri
     runs = [
         {float(line["tokens"]): float(line[metric]) for line in lines[cell.run_id] if line.get(metric) is not None}
         for cell in group.done
+        if cell.run_id is not None
     ]
     runs = [run for run in runs if run]
     if not runs:

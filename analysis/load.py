@@ -16,7 +16,8 @@ from typing import Any, Final, final
 from hybrid.cost import layout_of, run_cost
 from hybrid.decode import decode, did_you_mean
 from hybrid.spec import ConfigError, RunSpec
-from sweeps.store import Cell, Request, Store, StoreError
+from sweeps.store import Cell, Request, Store, StoreError, Tuning
+from sweeps.tune import Choices, choose, settle, status_of
 
 LATEST: Final = "latest"
 STATUS_WORDS: Final = {"new": "not started"}
@@ -27,15 +28,16 @@ STATUS_WORDS: Final = {"new": "not started"}
 class CellResult:
     """One expected run: what it is called, how it stands, and its record if it has one.
 
-    `spec` is None before the run is first tried, or if this code cannot read it (another revision); `metrics` are
-    empty without a record.
+    `run_id` is None before it is tuned. `spec` is None before the run is first tried, or if this code cannot read it
+    (another revision); `metrics` are empty without a record. `tuned` are the values that tuning chose, or tries.
     """
 
     name: str
     row: str
     axes: Mapping[str, object]
     seed: int | None
-    run_id: str
+    run_id: str | None
+    tuned: Mapping[str, object]
     status: str
     spec: RunSpec | None
     cost: Mapping[str, float]
@@ -82,6 +84,11 @@ class Group:
     def specs(self) -> tuple[RunSpec, ...]:
         return tuple(cell.spec for cell in self.cells if cell.spec is not None)
 
+    @property
+    def tuned(self) -> Mapping[str, object]:
+        """The values that tuning chose for the row; empty before it has, and where nothing is tuned."""
+        return self.cells[0].tuned
+
     def layout(self) -> str | None:
         return next((layout_of(spec.model) for spec in self.specs), None)
 
@@ -103,6 +110,19 @@ class Group:
 
 @final
 @dataclass(frozen=True, kw_only=True)
+class TuningRuns:
+    """How values of `settings` were chosen: by `metric`, among runs that enter nothing else. `rows` counts those that
+    have as many of `cells` each, a row at each point of the grid."""
+
+    settings: Mapping[str, tuple[object, ...]]
+    per: str
+    metric: str
+    rows: int
+    cells: tuple[CellResult, ...]
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
 class Results:
     """A request with its results, grouped into the lines of a table, in the order of the request."""
 
@@ -112,6 +132,8 @@ class Results:
     groups: tuple[Group, ...]
     axes: tuple[str, ...]
     several_rows: bool
+    tuning: tuple[TuningRuns, ...]
+    choices: Choices
 
     @property
     def cells(self) -> tuple[CellResult, ...]:
@@ -124,7 +146,8 @@ class Results:
     @property
     def is_probe(self) -> bool:
         """Whether the runs race to a threshold: every readable one has a stop rule."""
-        return bool(self.specs) and all(spec.stop is not None for spec in self.specs)
+        specs = self.specs or [cell.spec for one in self.tuning for cell in one.cells if cell.spec is not None]
+        return bool(specs) and all(spec.stop is not None for spec in specs)
 
 
 def find_request(requests: Sequence[Request], name: str, overrides: Sequence[str]) -> Request:
@@ -159,8 +182,9 @@ def load(store: Store, request: Request) -> Results:
     """Join the cells of `request` with their records. Raises ConfigError if the request has no cells."""
     if not request.cells:
         raise ConfigError(f"request = {request.sweep}: it has no cells")
+    choices = choose(request, store)
     members: dict[tuple[str, str], list[CellResult]] = {}
-    for cell in request.cells:
+    for cell in settle(request, choices).cells:
         result = _result(store, cell)
         members.setdefault((cell.row, _as_text(cell.axes)), []).append(result)
     firsts = [cells[0] for cells in members.values()]
@@ -176,6 +200,8 @@ def load(store: Store, request: Request) -> Results:
         ),
         axes=axes,
         several_rows=several_rows,
+        tuning=tuple(_tuning_runs(store, tuning) for tuning in request.tuning),
+        choices=choices,
     )
 
 
@@ -199,16 +225,29 @@ def _as_text(value: object) -> str:
     return json.dumps(value, sort_keys=True, default=str)
 
 
+def _tuning_runs(store: Store, tuning: Tuning) -> TuningRuns:
+    return TuningRuns(
+        settings=tuning.settings,
+        per=tuning.per,
+        metric=tuning.metric,
+        rows=len({(cell.row, _as_text(cell.axes)) for cell in tuning.cells}),
+        cells=tuple(_result(store, cell) for cell in tuning.cells),
+    )
+
+
 def _result(store: Store, cell: Cell) -> CellResult:
-    status = store.status(cell.run_id)
-    record = (store.record(cell.run_id) if status in ("done", "diverged") else None) or {}
-    spec = _read_spec(store, cell.run_id, record)
+    status = status_of(cell, store)
+    record: Mapping[str, Any] = {}
+    if cell.run_id is not None and status in ("done", "diverged"):
+        record = store.record(cell.run_id) or {}
+    spec = None if cell.run_id is None else _read_spec(store, cell.run_id, record)
     return CellResult(
         name=cell.name,
         row=cell.row,
         axes=cell.axes,
         seed=cell.seed,
         run_id=cell.run_id,
+        tuned=cell.tuned,
         status=status,
         spec=spec,
         cost=record.get("cost") or _predicted_cost(spec),

@@ -14,10 +14,11 @@ from statistics import fmean
 from typing import Final, Generic, Literal, TypeVar, assert_never, final
 
 from analysis import stats
-from analysis.load import STATUS_WORDS, CellResult, Group, Results, axis_text
+from analysis.load import STATUS_WORDS, CellResult, Group, Results, TuningRuns, axis_text
 from hybrid.decode import did_you_mean
 from hybrid.layout import compact
 from hybrid.spec import ConfigError, HubSpec, RecallSpec, RunSpec, StdlibSpec
+from sweeps.identity import short_keys
 
 Value = str | int | float | stats.Estimate | stats.Proportion | stats.CensoredMedian | None
 RowT = TypeVar("RowT")
@@ -99,6 +100,7 @@ def probe_table(results: Results) -> Table[Group]:
     """Seeds solved, median steps to the threshold and what was spent, a line a row."""
     columns = (
         *_row_columns(results),
+        *_tuned_columns(results),
         *_setting_columns(results),
         *_architecture_columns(results, run_flops=False),
         Column[Group](key=SOLVED, header="solved", value=solved, fmt=show, better="higher"),
@@ -170,6 +172,7 @@ def estimate_table(results: Results, metric: str) -> Table[Group]:
     header, better = _METRICS.get(metric, (metric, None))
     columns = [
         *_row_columns(results),
+        *_tuned_columns(results),
         *_setting_columns(results),
         *_architecture_columns(results, run_flops=True),
         Column[Group](
@@ -394,6 +397,8 @@ def _setting_columns(results: Results) -> list[Column[Group]]:
         values = [{setting.value(spec) for spec in group.specs} for group in results.groups if group.specs]
         if len(set().union(*values)) < 2 or any(_shows(results, axis, setting) for axis in results.axes):
             continue
+        if any(_shows_tuned(results, key, setting) for key in _tuned_settings(results)):
+            continue
         columns.append(
             Column[Group](key=setting.key, header=setting.header, value=_setting_value(setting), fmt=setting.text)
         )
@@ -402,6 +407,56 @@ def _setting_columns(results: Results) -> list[Column[Group]]:
 
 def _shows(results: Results, axis: str, setting: _Setting) -> bool:
     return all(setting.value(spec) == group.axes.get(axis) for group in results.groups for spec in group.specs)
+
+
+def _shows_tuned(results: Results, key: str, setting: _Setting) -> bool:
+    return all(setting.value(spec) == group.tuned.get(key) for group in results.groups for spec in group.specs)
+
+
+def _tuned_settings(results: Results) -> list[str]:
+    return list(dict.fromkeys(key for tuning in results.tuning for key in tuning.settings))
+
+
+def _tuned_columns(results: Results) -> list[Column[Group]]:
+    """What tuning chose for each row: always shown, as a reader cannot know it from the request."""
+    shorts = short_keys(_tuned_settings(results))
+    return [
+        Column[Group](key=f"tuned.{key}", header=f"{short} (tuned)", value=_tuned_value(key), fmt=show)
+        for key, short in shorts.items()
+    ]
+
+
+def _tuned_value(key: str) -> Callable[[Group], Value]:
+    def value(group: Group) -> Value:
+        if key not in group.tuned:
+            return None
+        chosen = group.tuned[key]
+        return chosen if isinstance(chosen, int | float) and not isinstance(chosen, bool) else axis_text(chosen)
+
+    return value
+
+
+def _tuning_line(tuning: TuningRuns) -> str:
+    """What was tried, by what it was judged, and what it cost: none of it is in the rows."""
+    shorts = short_keys(list(tuning.settings))
+    tried = "; ".join(f"{shorts[key]} {', '.join(map(axis_text, values))}" for key, values in tuning.settings.items())
+    seeds = list(dict.fromkeys(cell.seed for cell in tuning.cells))
+    runs = {cell.run_id: cell for cell in tuning.cells}.values()
+    spent = [flops for cell in runs if (flops := _spent_flops(cell)) is not None]
+    tokens = {cell.spec.train_tokens for cell in runs if cell.spec is not None and cell.spec.stop is None}
+    each = f" of {_si(tokens.pop())} tokens" if len(tokens) == 1 else ""
+    so_far = "" if all(cell.final for cell in runs) else " so far"
+    return (
+        f"Tuned: {tried}, {'one choice for all rows' if tuning.per == 'sweep' else 'each row its own choice'}, by "
+        f"{metric_header(tuning.metric)} on {_count(len(seeds), 'other seed')} ({', '.join(map(str, seeds))}): "
+        f"{_count(len(tuning.cells) // tuning.rows, 'run')} a row{each}, "
+        f"{_flops(sum(spent))} FLOPs in all{so_far}, counted nowhere else."
+    )
+
+
+def _tuning_notes(results: Results) -> list[str]:
+    """A sentence for every choice that a reader should doubt, and for every row that waits for its choice."""
+    return [f"{line}." for line in results.choices.sentences]
 
 
 def _setting_value(setting: _Setting) -> Callable[[Group], Value]:
@@ -460,11 +515,12 @@ def _table(
         *report_caption(results),
         _runs_line(results),
         settings_line(results),
+        *map(_tuning_line, results.tuning),
         _architecture_line(results),
         *caption,
     ]
     unreadable = sum(cell.final and cell.spec is None for cell in results.cells)
-    notes = list(footnotes)
+    notes = [*_tuning_notes(results), *footnotes]
     if unreadable:
         notes.append(f"{_count(unreadable, 'record')} describe a run in a way that this version cannot read.")
     final = [cell.provenance for cell in results.cells if cell.final]
@@ -558,7 +614,8 @@ def _bits_per_byte(group: Group) -> Value:
 
 
 def _share_a_run(a: Group, b: Group) -> bool:
-    return not {cell.run_id for cell in a.cells}.isdisjoint(cell.run_id for cell in b.cells)
+    of_a = {cell.run_id for cell in a.cells if cell.run_id is not None}
+    return not of_a.isdisjoint(cell.run_id for cell in b.cells)
 
 
 def _fisher(a: Group, b: Group) -> float | None:

@@ -111,22 +111,51 @@ def _state_bytes(mixer: MixerSpec, d_model: int, positions: int, element_bytes: 
 
 @dataclass(frozen=True, kw_only=True)
 class DeviceSpec:
-    """Peak rates of a device: dense matrix operations in `dtype`, and bytes of its memory, a second."""
+    """Peak rates of a device: dense matrix operations in `dtype`, and bytes of its memory, a second.
+
+    `memory_bytes` is the published size in units of 1000: of it a driver keeps some, and a card may have a little more.
+    `reported_names` are those by which the driver, hence torch, calls this very device; the driver's README lists them
+    (appendix A, "Supported NVIDIA GPU Products"). Cards of the same chip on another board have other rates.
+    """
 
     name: str
+    reported_names: tuple[str, ...]
     flops_per_s: float
     bytes_per_s: float
+    memory_bytes: int
     dtype: Literal["bfloat16"]
 
 
-A100_80GB_SXM = DeviceSpec(name="A100 80GB SXM", flops_per_s=312e12, bytes_per_s=2.039e12, dtype="bfloat16")
-"""NVIDIA A100 Tensor Core GPU datasheet: 312 TFLOPS without sparsity, 2,039 GB/s."""
+A100_80GB_SXM = DeviceSpec(
+    name="A100 80GB SXM",
+    reported_names=("NVIDIA A100-SXM4-80GB", "A100-SXM4-80GB"),
+    flops_per_s=312e12,
+    bytes_per_s=2.039e12,
+    memory_bytes=80 * 10**9,
+    dtype="bfloat16",
+)
+"""NVIDIA A100 Tensor Core GPU datasheet: 312 TFLOPS without sparsity, 2,039 GB/s, 80 GB."""
 
-H100_SXM = DeviceSpec(name="H100 SXM", flops_per_s=989.4e12, bytes_per_s=3.35e12, dtype="bfloat16")
-"""NVIDIA H100 Tensor Core GPU Architecture (whitepaper): 989.4 TFLOPS without sparsity; its datasheet: 3.35 TB/s."""
+H100_SXM = DeviceSpec(
+    name="H100 SXM",
+    reported_names=("NVIDIA H100 80GB HBM3",),
+    flops_per_s=989.4e12,
+    bytes_per_s=3.35e12,
+    memory_bytes=80 * 10**9,
+    dtype="bfloat16",
+)
+"""NVIDIA H100 Tensor Core GPU Architecture (whitepaper): 989.4 TFLOPS without sparsity; its datasheet: 3.35 TB/s,
+80 GB."""
 
-H200_SXM = DeviceSpec(name="H200 SXM", flops_per_s=989.4e12, bytes_per_s=4.8e12, dtype="bfloat16")
-"""NVIDIA H200 Tensor Core GPU datasheet: the rates of the H100 (1,979 TFLOPS with sparsity), 4.8 TB/s."""
+H200_SXM = DeviceSpec(
+    name="H200 SXM",
+    reported_names=("NVIDIA H200",),
+    flops_per_s=989.4e12,
+    bytes_per_s=4.8e12,
+    memory_bytes=141 * 10**9,
+    dtype="bfloat16",
+)
+"""NVIDIA H200 Tensor Core GPU datasheet: the rates of the H100 (1,979 TFLOPS with sparsity), 4.8 TB/s, 141 GB."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,8 +4,8 @@ import contextlib
 import itertools
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from functools import partial
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property, partial
 from typing import Any, Literal
 
 from hybrid.config import Resolved, read_config
@@ -14,7 +14,8 @@ from hybrid.layout import parse_ratio
 from hybrid.spec import ConfigError
 from sweeps.compose import Composer, Setting, as_override
 from sweeps.identity import cell_name, run_id, short_keys, show_value
-from sweeps.store import Cell, Request, now
+from sweeps.store import Candidate, Cell, Request, Tuning, now
+from sweeps.tune import Choices, Tune, chosen_candidate, metric_of, read_tune, seeds_problem, settle, tuning_name
 
 UNNAMED = "unnamed"
 # Settings that change how a request is carried out, not which cells it has.
@@ -49,25 +50,58 @@ class SweepConfig:
     grid: Any
     at: Any
     of: tuple[str, ...]
+    tune: Any
     report: ReportConfig
 
 
 @dataclass(frozen=True, kw_only=True)
 class CellRun:
-    """A cell with the run that it stands for, and the overrides that plain Hydra composes to the same configuration."""
+    """A cell with the run that it stands for, and the overrides that plain Hydra composes to the same configuration.
+
+    An untuned cell has `candidates` and no run yet: the candidate with the middle values stands in for it where only
+    costs are asked for.
+    """
 
     cell: Cell
     resolved: Resolved
     arguments: tuple[str, ...]
+    candidates: "tuple[CellRun, ...]" = ()
+
+    @property
+    def is_untuned(self) -> bool:
+        """Whether it is not known yet which of the candidates this cell is."""
+        return self.cell.run_id is None
+
+    @property
+    def is_tuning(self) -> bool:
+        """Whether this is a tuning run, of which nothing is reported but what it chose."""
+        return bool(self.cell.tuned) and not self.cell.candidates
+
+    @cached_property
+    def run_id(self) -> str:
+        """The id of `resolved.run`: the cell's, or of an untuned cell that of its stand-in."""
+        return run_id(self.resolved.run) if self.cell.run_id is None else self.cell.run_id
 
 
 @dataclass(frozen=True, kw_only=True)
 class Expansion:
-    """A request with its cells' runs, in the order of rows, grid, seeds; `config` is what all cells share."""
+    """A request with its cells' runs, in the order of rows, grid, seeds, after its tuning runs; `config` is what all
+    cells share."""
 
     request: Request
     runs: tuple[CellRun, ...]
     config: Mapping[str, Any]
+
+    def settled(self, choices: Choices) -> "Expansion":
+        """The expansion with the run of every cell whose choice is made."""
+        if not self.request.tuning:
+            return self
+        return replace(self, request=settle(self.request, choices), runs=tuple(_settled(r, choices) for r in self.runs))
+
+
+def _settled(run: CellRun, choices: Choices) -> CellRun:
+    index = chosen_candidate(run.cell, choices) if run.is_untuned else None
+    return run if index is None else run.candidates[index]
 
 
 def expand(arguments: Sequence[str], composer: Composer, *, stdlib_fingerprint: Callable[[], str]) -> Expansion:
@@ -85,43 +119,231 @@ def expand(arguments: Sequence[str], composer: Composer, *, stdlib_fingerprint: 
     rows = _rows(sweep, name)
     seeds = _seeds(sweep.seeds)
     axes = _axes(sweep, settings, rows, seeds)
-    shorts = short_keys(list(axes))
+    tune = _tune(sweep, settings, rows, axes, composer)
     plain = [(s.key, s.values[0]) for s in settings if not s.structural and not s.swept and s.key not in axes]
+    reader = _Reader(composer=composer, base=base, sweep=sweep, plain=plain, stdlib_fingerprint=stdlib_fingerprint)
+    shorts = short_keys([*axes, *(tune.settings if tune else ())])
     runs: list[CellRun] = []
-    problems: dict[str, list[str]] = {}
+    tuning_runs: list[CellRun] = []
     for (row_name, row), *values in itertools.product(rows.items(), *axes.values()):
-        for seed in seeds:
-            at_axes = dict(zip(axes, values, strict=True))
-            label = cell_name(row_name, at_axes, seed, shorts)
-            try:
-                chosen = _settings(composer, base, row, row_name, sweep, at_axes, seed, plain)
-                if chosen is None:
-                    continue
-                resolved = read_config(
-                    composer.merge(*chosen),
-                    stdlib_fingerprint=stdlib_fingerprint,
-                    reference=partial(_reference, composer, *chosen, frozenset(row)),
-                )
-            except ConfigError as error:
-                for problem in error.problems:
-                    problems.setdefault(problem, []).append(label)
+        place = _Place(row_name=row_name, row=row, axes=dict(zip(axes, values, strict=True)))
+        if tune is not None:
+            if not reader.knows(place, tune):
                 continue
-            cell = Cell(name=label, row=row_name, axes=at_axes, seed=seed, run_id=run_id(resolved.run))
-            runs.append(CellRun(cell=cell, resolved=resolved, arguments=_alone(chosen)))
-    if problems:
-        raise ConfigError([_with_cells(problem, names) for problem, names in problems.items()])
+            tuning_runs += reader.tuning_runs(place, tune, list(shorts))
+        for seed in seeds:
+            label = cell_name(row_name, place.axes, seed, shorts)
+            found = reader.run(place, label, seed) if tune is None else reader.untuned(place, label, seed, tune)
+            runs += [found] if found is not None else []
+    tuning = () if tune is None else _tuning(tune, runs, tuning_runs, reader)
+    reader.raise_problems()
     if not runs:
         raise ConfigError(f"sweep {name}: no cells are left: sweep.at leaves every row out here")
-    return Expansion(request=_request(sweep, name, settings, runs), runs=tuple(runs), config=config)
+    request = _request(sweep, name, settings, runs, tuning)
+    return Expansion(request=request, runs=(*tuning_runs, *runs), config=config)
 
 
-def _request(sweep: SweepConfig, name: str, settings: Sequence[Setting], runs: Sequence[CellRun]) -> Request:
+@dataclass(frozen=True, kw_only=True)
+class _Place:
+    """A row at one point of the grid."""
+
+    row_name: str
+    row: Row
+    axes: Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Reader:
+    """Reads cells one after the other, and keeps what is wrong: a problem once, with the cells that have it."""
+
+    composer: Composer
+    base: Sequence[str]
+    sweep: SweepConfig
+    plain: Sequence[tuple[str, Any]]
+    stdlib_fingerprint: Callable[[], str]
+    problems: dict[str, list[str]] = field(default_factory=dict)
+
+    def run(
+        self,
+        place: _Place,
+        label: str,
+        seed: int | None,
+        tuned: Mapping[str, Any] | None = None,
+        at: Mapping[str, Any] | None = None,
+    ) -> CellRun | None:
+        """The cell with these tuned values and settings of tuning runs alone; None where it is left out or wrong."""
+        last = {**(at or {}), **(tuned or {})}
+        try:
+            chosen = _settings(self.composer, self.base, place, self.sweep, seed, self.plain, last)
+            if chosen is None:
+                return None
+            resolved = read_config(
+                self.composer.merge(*chosen),
+                stdlib_fingerprint=self.stdlib_fingerprint,
+                reference=partial(_reference, self.composer, *chosen, frozenset([*place.row, *(tuned or {})])),
+            )
+        except ConfigError as error:
+            for problem in error.problems:
+                self.problem(problem, label)
+            return None
+        cell = Cell(
+            name=label,
+            row=place.row_name,
+            axes=place.axes,
+            seed=seed,
+            run_id=run_id(resolved.run),
+            tuned=dict(tuned or {}),
+        )
+        return CellRun(cell=cell, resolved=resolved, arguments=_alone(chosen))
+
+    def untuned(self, place: _Place, label: str, seed: int | None, tune: Tune) -> CellRun | None:
+        """The cell before its tuning, with every run that it may turn out to be."""
+        found = [self.run(place, label, seed, tuned) for tuned in tune.candidates]
+        runs = [run for run in found if run is not None]
+        if len(runs) < len(found):
+            return None
+        self._check_different(runs, label, tune)
+        candidates = tuple(Candidate(values=run.cell.tuned, run_id=run.run_id) for run in runs)
+        middle = runs[tune.middle]
+        return CellRun(
+            cell=replace(middle.cell, run_id=None, tuned={}, candidates=candidates),
+            resolved=middle.resolved,
+            arguments=middle.arguments,
+            candidates=tuple(replace(run, cell=replace(run.cell, candidates=candidates)) for run in runs),
+        )
+
+    def tuning_runs(self, place: _Place, tune: Tune, keys: Sequence[str]) -> list[CellRun]:
+        """The tuning runs of a row at one point of the grid: every candidate on every tuning seed."""
+        runs = []
+        for seed in tune.seeds:
+            found = []
+            at = {**tune.at, **dict.fromkeys(_SEEDS, seed)}
+            for tuned in tune.candidates:
+                label = tuning_name(place.row_name, place.axes, tuned, seed, keys)
+                run = self.run(place, label, seed, tuned, at)
+                found += [run] if run is not None else []
+            self._check_different(found, tuning_name(place.row_name, place.axes, {}, seed, keys), tune)
+            runs += found
+        return runs
+
+    def knows(self, place: _Place, tune: Tune) -> bool:
+        """Whether what is tuned is a setting here: said of a row once, and not of every value and seed."""
+        structural, values = _split(self.composer, [*place.row.items(), *place.axes.items()])
+        firsts = {key: tried[0] for key, tried in tune.settings.items()}
+        known = True
+        with contextlib.suppress(ConfigError):
+            self.composer.merge([*self.base, *structural], values)
+            for where, settings in (("sweep.tune", firsts), ("sweep.tune.at", tune.at)):
+                own_structural, own_values = _split(self.composer, settings.items())
+                try:
+                    self.composer.merge([*self.base, *structural, *own_structural], [*values, *own_values])
+                except ConfigError as error:
+                    known = False
+                    for problem in error.problems:
+                        self.problem(f"{where}.{problem}", place.row_name or "every cell")
+        return known  # what is wrong with the row itself, its cells say
+
+    def problem(self, problem: str, label: str) -> None:
+        self.problems.setdefault(problem, []).append(label)
+
+    def raise_problems(self) -> None:
+        if self.problems:
+            raise ConfigError([_with_cells(problem, names) for problem, names in self.problems.items()])
+
+    def _check_different(self, runs: Sequence[CellRun], label: str, tune: Tune) -> None:
+        if len({run.run_id for run in runs}) < len(runs):
+            tried = ", ".join(tune.settings)
+            self.problem(f"sweep.tune: {tried}: expected values that make a difference: two give the same run", label)
+
+
+def _tuning(tune: Tune, runs: Sequence[CellRun], tuning_runs: Sequence[CellRun], reader: _Reader) -> tuple[Tuning, ...]:
+    """How these runs are tuned, once it is sure that they are not tuned on what they are to report."""
+    seeds = {seed for run in runs for seed in (run.resolved.run.init_seed, run.resolved.run.data_seed)}
+    try:
+        metric = metric_of(tune, all_stop=all(run.resolved.run.stop is not None for run in tuning_runs))
+    except ConfigError as error:
+        reader.problems.update({problem: [] for problem in error.problems})
+        return ()
+    overlap = seeds_problem(tune.seeds, seeds)
+    if overlap is not None:
+        reader.problems[overlap] = []
+    return (
+        Tuning(
+            settings=tune.settings,
+            per=tune.per,
+            metric=metric,
+            cells=tuple(run.cell for run in tuning_runs),
+        ),
+    )
+
+
+def _tune(
+    sweep: SweepConfig,
+    settings: Sequence[Setting],
+    rows: Mapping[str, Row],
+    axes: Mapping[str, Any],
+    composer: Composer,
+) -> Tune | None:
+    """What `sweep.tune` asks for; None where it is null. Raises ConfigError with all that is wrong with it."""
+    given = sweep.tune if isinstance(sweep.tune, Mapping) else {}
+    at = given.get("at")
+    problems: list[str] = []
+    for where, of_cells in (("sweep.tune", given), ("sweep.tune.at", at if isinstance(at, Mapping) else {})):
+        try:
+            _check_settings(where, of_cells)
+        except ConfigError as error:
+            problems += error.problems
+        problems += [f"{where}.{key}: expected sweep.tune.seeds instead" for key in _SEEDS if key in of_cells]
+    try:
+        tune = read_tune(sweep.tune, _taken(given, sweep, settings, rows, axes, composer))
+    except ConfigError as error:
+        problems += error.problems
+    if problems:
+        raise ConfigError(problems)
+    return tune
+
+
+def _taken(
+    tuned: Mapping[str, Any],
+    sweep: SweepConfig,
+    settings: Sequence[Setting],
+    rows: Mapping[str, Row],
+    axes: Mapping[str, Any],
+    composer: Composer,
+) -> dict[str, str]:
+    """Who sets each setting that is to be tuned, of those that something else sets."""
+    given = [(s.key, f"{s.text} on the command line") for s in settings if not s.key.startswith("sweep.")]
+    given += [(f"{key}", f"row {label}") for label, row in rows.items() for key in row]
+    given += [(key, "the grid") for key in axes]
+    for condition, by_row in (sweep.at or {}).items():
+        if isinstance(by_row, Mapping):
+            given += [(f"{key}", f"sweep.at.{condition}") for row in by_row.values() for key in row or ()]
+    taken: dict[str, str] = {}
+    for key in map(str, tuned):
+        for other, by in given:
+            if _overlap(key, other.lstrip("+~"), composer):
+                taken.setdefault(key, by)
+    return taken
+
+
+def _overlap(key: str, other: str, composer: Composer) -> bool:
+    """Whether two settings are one, or one a part of the other; a group's choice leaves its settings free."""
+    if key == other:
+        return True
+    longer, shorter = (key, other) if len(key) > len(other) else (other, key)
+    return longer.startswith(f"{shorter}.") and not composer.is_group(shorter)
+
+
+def _request(
+    sweep: SweepConfig, name: str, settings: Sequence[Setting], runs: Sequence[CellRun], tuning: tuple[Tuning, ...]
+) -> Request:
     return Request(
         sweep=name,
         overrides=tuple(s.text for s in settings if not _is_surrounding(s)),
         created_at=now(),
         report={key: value for key, value in asdict(sweep.report).items() if value is not None},
         cells=tuple(run.cell for run in runs),
+        tuning=tuning,
     )
 
 
@@ -138,24 +360,40 @@ def _expand_all(
     own = [f"sweep.{key}" for key in ("rows", "grid", "at", "only") if getattr(sweep, key)]
     if own:
         raise ConfigError(f"sweep {name}: {', '.join(own)} beside sweep.of: expected none: its sweeps have their own")
-    others = [argument for argument in arguments if argument.partition("=")[0].lstrip("+") != "sweep"]
+    others = [text for text in arguments if text.partition("=")[0].lstrip("+") not in ("sweep", "sweep.of")]
+    for_all = [
+        as_override(f"sweep.{key}", getattr(sweep, key)) for key in ("seeds", "tune") if getattr(sweep, key) is not None
+    ]
+    tuning_runs: list[CellRun] = []
     runs: list[CellRun] = []
+    tuning: list[Tuning] = []
     problems: list[str] = []
     for text in sweep.of:
         first, *overrides = text.split()
         try:
             expansion = expand(
-                [f"+sweep={first}", *overrides, *others], composer, stdlib_fingerprint=stdlib_fingerprint
+                [f"+sweep={first}", *for_all, *overrides, *others], composer, stdlib_fingerprint=stdlib_fingerprint
             )
         except ConfigError as error:
             problems += [f"{text}: {problem}" for problem in error.problems]
             continue
         for run in expansion.runs:
-            cell = replace(run.cell, name=f"{text}/{run.cell.name}", row=f"{text}/{run.cell.row}")
-            runs.append(replace(run, cell=cell))
+            (tuning_runs if run.is_tuning else runs).append(_run_under(text, run))
+        for one in expansion.request.tuning:
+            tuning.append(replace(one, cells=tuple(_cell_under(text, cell) for cell in one.cells)))
     if problems:
         raise ConfigError(problems)
-    return Expansion(request=_request(sweep, name, settings, runs), runs=tuple(runs), config=config)
+    request = _request(sweep, name, settings, runs, tuple(tuning))
+    return Expansion(request=request, runs=(*tuning_runs, *runs), config=config)
+
+
+def _run_under(text: str, run: CellRun) -> CellRun:
+    candidates = tuple(_run_under(text, candidate) for candidate in run.candidates)
+    return replace(run, cell=_cell_under(text, run.cell), candidates=candidates)
+
+
+def _cell_under(text: str, cell: Cell) -> Cell:
+    return replace(cell, name=f"{text}/{cell.name}", row=f"{text}/{cell.row}")
 
 
 # What a scale says of every model of it; the rest of `model` says which model that is.
@@ -223,6 +461,8 @@ def _alone(chosen: tuple[list[str], list[tuple[str, Any]]]) -> tuple[str, ...]:
 
 
 def _with_cells(problem: str, names: list[str]) -> str:
+    if not names:
+        return problem
     listed = ", ".join(names[:_MAX_CELLS_NAMED])
     more = len(names) - _MAX_CELLS_NAMED
     return f"{problem} [in {listed}{f' and {more} more' if more > 0 else ''}]"
@@ -345,29 +585,29 @@ def _readable(key: str, value: Any) -> Any:
 def _settings(
     composer: Composer,
     base: Sequence[str],
-    row: Row,
-    row_name: str,
+    place: _Place,
     sweep: SweepConfig,
-    axes: Mapping[str, Any],
     seed: int | None,
     plain: Sequence[tuple[str, Any]],
+    last: Mapping[str, Any],
 ) -> tuple[list[str], list[tuple[str, Any]]] | None:
-    """One cell's structural overrides and values, later ones winning: row, `at`, grid, seeds, command line.
+    """One cell's structural overrides and values, later ones winning: row, `at`, grid, seeds, command line, `last`.
 
     None where `at` leaves the row out.
     """
     seeds = [] if seed is None else [(key, seed) for key in _SEEDS]
-    structural, values = _split(composer, row.items())
-    axis_structural, axis_values = _split(composer, axes.items())
+    structural, values = _split(composer, place.row.items())
+    axis_structural, axis_values = _split(composer, place.axes.items())
     structural = [*base, *structural, *axis_structural]
     after = [*axis_values, *seeds, *plain]
     if sweep.at:
-        conditional = _conditional(sweep, row_name, composer.merge(structural, [*values, *after]))
+        conditional = _conditional(sweep, place.row_name, composer.merge(structural, [*values, *after]))
         if conditional is None:
             return None
         at_structural, at_values = _split(composer, conditional)
         structural, values = [*structural, *at_structural], [*values, *at_values]
-    return structural, [*values, *after]
+    last_structural, last_values = _split(composer, last.items())
+    return [*structural, *last_structural], [*values, *after, *last_values]
 
 
 def _conditional(sweep: SweepConfig, row_name: str, config: Mapping[str, Any]) -> list[tuple[str, Any]] | None:

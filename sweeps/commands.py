@@ -5,13 +5,14 @@ stdout is for what was asked for (tables, JSON); everything said on the way goes
 
 import contextlib
 import os
+import re
 import select
 import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, TextIO, cast
+from typing import Any, Literal, TextIO, TypeVar, cast
 
 from hybrid.config import read_config
 from hybrid.cost import layout_of
@@ -20,37 +21,27 @@ from hybrid.layout import compact
 from hybrid.spec import ConfigError, HubSpec
 from sweeps.cells import UNNAMED, CellRun, Expansion, expand, reference_models
 from sweeps.compose import Composer
+from sweeps.evidence import chosen_rows, evidence, rows_of
+from sweeps.guards import check_limits
 from sweeps.identity import run_id
 from sweeps.launch import End, EndStatus, Launcher
-from sweeps.plan import PlannedCell, as_json, as_text, make_plan, missing
+from sweeps.outcome import outcome_text
+from sweeps.plan import Plan, make_plan
+from sweeps.plan_json import as_json
+from sweeps.plan_settings import PlanSettings, read_plan_settings
+from sweeps.plan_text import as_text
+from sweeps.preflight import preflight
 from sweeps.progress import say
 from sweeps.store import Cell, Store, StoreError
+from sweeps.tune import Choices, choose
 from sweeps.worker import GenerateConfig, evaluate_one, explain_failure, generate_one
+
+R = TypeVar("R")
 
 EXIT_OK = 0
 EXIT_SOME_FAILED = 1
 EXIT_MISTAKE = 2
 EXIT_INTERRUPTED = 130
-
-
-@dataclass(frozen=True, kw_only=True)
-class PlanConfig:
-    """The `plan` settings."""
-
-    format: Literal["text", "json"]
-    max_runs: Any
-    max_gpu_hours: float | None
-    max_disk: Any
-    gpu_memory: Any
-    yes: bool
-    device: str | None
-    mfu: float
-    price: float | None
-    alpha: float
-    power: float
-    separate: tuple[str, str] | None
-    difference_nats: float | None
-    noise: Any
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +53,17 @@ class StoreConfig:
     data: str | None
 
 
-Mode = Literal["run", "plan", "eval", "generate"]
+Mode = Literal["run", "plan", "preflight", "eval", "generate"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Surroundings:
+    """What a configuration says of how its cells are carried out, read."""
+
+    mode: Mode
+    plan: PlanSettings
+    generation: GenerateConfig
+    store: Store
 
 
 def open_store(config: Mapping[str, Any]) -> Store:
@@ -138,35 +139,107 @@ def _discard(stream: TextIO) -> None:
 def run_request(arguments: Sequence[str], launcher: Launcher) -> int:
     """`python run.py -m ARGUMENTS`: plan the request's cells, and run, evaluate or generate from them."""
     launcher.check()
+    expansion = _expansion(arguments)
+    around = _surroundings(expansion.config)
+    return _run(expansion, around, launcher) if around.mode == "run" else _look(expansion, around)
+
+
+def look_at_request(arguments: Sequence[str]) -> int:
+    """`python -m sweeps plan ARGUMENTS` and the like: what `run_request` does where the mode trains nothing.
+
+    Hydra's own settings, such as the launcher's, are checked and then of no consequence.
+    """
+    of_hydra = [text for text in arguments if re.split(r"[./=@]", text.lstrip("+~"))[0] == "hydra"]
+    if of_hydra:
+        with Composer() as composer:
+            composer.compose(of_hydra)
+    expansion = _expansion([text for text in arguments if text not in of_hydra])
+    around = _surroundings(expansion.config)
+    assert around.mode != "run"
+    return _look(expansion, around)
+
+
+def _expansion(arguments: Sequence[str]) -> Expansion:
     with Composer() as composer:
-        expansion = expand(arguments, composer, stdlib_fingerprint=_fingerprint)
-    mode, plan_format, generation, store = _surroundings(expansion.config)
-    if mode == "plan":
-        return _print_plan(expansion, store, plan_format)
-    if mode == "run":
-        _check_trainable(expansion.runs)
+        return expand(arguments, composer, stdlib_fingerprint=_fingerprint)
+
+
+def _look(expansion: Expansion, around: Surroundings) -> int:
+    choices = choose(expansion.request, around.store)
+    settled = expansion.settled(choices)
+    if around.mode == "plan":
+        plan = replace(make_plan(settled.runs, around.store, around.plan), warnings=tuple(choices.warnings))
+        return _print_plan(plan, around, _title(expansion), expansion.request.report.get("metric"))
+    if around.mode == "preflight":
+        return _of_cells(settled.runs, around)
+    for cell in settled.request.cells:
+        if cell.run_id is None:
+            say(f"error: {cell.name}: expected a cell that is tuned: its tuning runs come first")
+    code = _of_cells([run for run in settled.runs if not run.is_tuning and not run.is_untuned], around)
+    return max(code, EXIT_OK if choices.are_made else EXIT_SOME_FAILED)
+
+
+def _of_cells(runs: Sequence[CellRun], around: Surroundings) -> int:
+    """Preflight, evaluation and generation: they need runs, whatever request these are of."""
+    around.store.prepare()
+    if around.mode == "preflight":
+        return preflight(runs, around.store)
+    if around.mode == "eval":
+        return _evaluate(runs, around.store)
+    return _generate(runs, around.generation, around.store)
+
+
+def _run(expansion: Expansion, around: Surroundings, launcher: Launcher) -> int:
+    store = around.store
+    _check_trainable(expansion.runs)
+    choices = choose(expansion.request, store)
+    plan = make_plan(expansion.settled(choices).runs, store, around.plan)
+    chosen_rows(rows_of(plan), around.plan)
+    check_limits(plan, around.plan)
     store.prepare()
-    if mode == "eval":
-        return _evaluate(expansion.runs, store)
-    if mode == "generate":
-        return _generate(expansion.runs, generation, store)
     path = store.publish_request(expansion.request)
-    plan = make_plan(expansion.runs, store)
-    say(as_text(plan, title=_title(expansion)))
-    damaged = [cell for cell in plan if cell.status == "damaged"]
-    queue = sorted((cell.run for cell in missing(plan)), key=_seed_order(expansion))
+    say(as_text(plan, around.plan, title=_title(expansion), brief=True))
+    damaged = [cell for cell in plan.cells if cell.status == "damaged"]
+    queue = sorted((cell.run for cell in plan.startable), key=_seed_order(expansion))
     if queue:
         say("")
     ends = launcher.launch(queue, store)
     ends += [End(cell=cell.run, status="failed", message=_damage(store, cell.run)) for cell in damaged]
+    as_planned = plan
+    if expansion.request.tuning and not _is_interrupted(ends):
+        made, choices = choices.made, choose(expansion.request, store)
+        plan = make_plan(expansion.settled(choices).runs, store, around.plan)
+        waited = {cell.run.cell.name for cell in as_planned.cells if cell.run.is_untuned}
+        tuned = {cell.run.cell.name: cell for cell in plan.startable if cell.run.cell.name in waited}
+        as_planned = replace(plan, cells=tuple(tuned.get(cell.run.cell.name, cell) for cell in as_planned.cells))
+        for line in choices.made:
+            if line not in made:
+                say(line)
+        ends += launcher.launch(sorted((cell.run for cell in tuned.values()), key=_seed_order(expansion)), store)
     code, finished = _report_ends(ends, plan)
-    say(f"\n{finished} of {len(plan)} cells finished; request: {path}\ntable: {_table_command(expansion, store)}")
+    if code != EXIT_INTERRUPTED:
+        code = max(code, _report_choices(choices))
+    _report_outcome(ends, as_planned, store)
+    cells = sum(not cell.run.is_tuning for cell in plan.cells)
+    say(f"\n{finished} of {cells} cells finished; request: {path}\ntable: {_table_command(expansion, store)}")
     return code
+
+
+def _is_interrupted(ends: Sequence[End]) -> bool:
+    return any(end.status == "interrupted" for end in ends)
+
+
+def _report_choices(choices: Choices) -> int:
+    """Say what there is to know of the choices that tuning made, and which it could not make; gives the exit code."""
+    for sentence in choices.sentences:
+        say(f"warning: {sentence}")
+    return EXIT_OK if choices.are_made else EXIT_SOME_FAILED
 
 
 def run_single(config: Mapping[str, Any], arguments: Sequence[str], launcher: Launcher) -> int:
     """`python run.py ARGUMENTS`: one run into the same store, or its plan, its evaluation, or a text that it makes."""
-    mode, plan_format, generation, store = _surroundings(config)
+    around = _surroundings(config)
+    store = around.store
     _check_no_sweep(config)
     with Composer() as composer:
         reference = reference_models(arguments, composer) if config["budget"]["match"] else None
@@ -174,22 +247,22 @@ def run_single(config: Mapping[str, Any], arguments: Sequence[str], launcher: La
     name = compact(layout_of(resolved.run.model))
     cell = Cell(name=name, row=name, axes={}, seed=None, run_id=run_id(resolved.run))
     run = CellRun(cell=cell, resolved=resolved, arguments=())
-    plan = make_plan([run], store)
-    if mode == "plan":
-        print(as_json(plan) if plan_format == "json" else as_text(plan, title=f"run {cell.run_id}"))
-        return EXIT_OK
-    if mode == "run":
-        _check_trainable([run])
+    title = f"run {cell.run_id}"
+    if around.mode not in ("run", "plan"):
+        return _of_cells([run], around)
+    plan = make_plan([run], store, around.plan)
+    if around.mode == "plan":
+        return _print_plan(plan, around, title, None)
+    _check_trainable([run])
+    chosen_rows(rows_of(plan), around.plan)
+    check_limits(plan, around.plan)
     store.prepare()
-    if mode == "eval":
-        return _evaluate([run], store)
-    if mode == "generate":
-        return _generate([run], generation, store)
-    if plan[0].status == "damaged":
+    if plan.cells[0].status == "damaged":
         raise StoreError(_damage(store, run))
-    say(as_text(plan, title=f"run {cell.run_id}"))
-    ends = launcher.launch([planned.run for planned in missing(plan)], store)
+    say(as_text(plan, around.plan, title=title, brief=True))
+    ends = launcher.launch([planned.run for planned in plan.startable], store)
     code, _ = _report_ends(ends, plan)
+    _report_outcome(ends, plan, store)
     if code == EXIT_OK:
         _print_result(store, run)
     return code
@@ -201,11 +274,30 @@ def _fingerprint() -> str:
     return stdlib_fingerprint()
 
 
-def _surroundings(config: Mapping[str, Any]) -> tuple[Mode, str, GenerateConfig, Store]:
-    mode = decode(cast(Any, Mode), config["mode"], "mode")
-    generation = decode(GenerateConfig, config["generate"], "generate")
+def _surroundings(config: Mapping[str, Any]) -> Surroundings:
+    """Raises ConfigError with everything that is wrong in these sections."""
+    problems: list[str] = []
+
+    def keep(read: Callable[[], R]) -> R | None:
+        try:
+            return read()
+        except ConfigError as error:
+            problems.extend(error.problems)
+            return None
+
+    mode = keep(lambda: decode(cast(Any, Mode), config["mode"], "mode"))
+    generation = keep(lambda: _generation(config["generate"]))
+    plan = keep(lambda: read_plan_settings(config["plan"]))
+    store = keep(lambda: open_store(config))
+    if problems or generation is None or plan is None or store is None:
+        raise ConfigError(problems)
+    return Surroundings(mode=cast(Mode, mode), plan=plan, generation=generation, store=store)
+
+
+def _generation(config: Mapping[str, Any]) -> GenerateConfig:
+    generation = decode(GenerateConfig, config, "generate")
     generation.check()
-    return mode, decode(PlanConfig, config["plan"], "plan").format, generation, open_store(config)
+    return generation
 
 
 def _check_trainable(runs: Sequence[CellRun]) -> None:
@@ -223,9 +315,13 @@ def _title(expansion: Expansion) -> str:
     return f"request {expansion.request.sweep}{f' ({overrides})' if overrides else ''}"
 
 
-def _print_plan(expansion: Expansion, store: Store, plan_format: str) -> int:
-    plan = make_plan(expansion.runs, store)
-    print(as_json(plan) if plan_format == "json" else as_text(plan, title=_title(expansion)))
+def _print_plan(plan: Plan, around: Surroundings, title: str, metric: str | None) -> int:
+    settings = around.plan
+    if settings.format == "json":
+        chosen_rows(rows_of(plan), settings)
+        print(as_json(plan, settings))
+    else:
+        print(as_text(plan, settings, evidence(plan, settings, around.store, metric), title=title))
     return EXIT_OK
 
 
@@ -237,8 +333,8 @@ def _seed_order(expansion: Expansion) -> Callable[[CellRun], int]:
 
 def _damage(store: Store, run: CellRun) -> str:
     try:
-        store.check_spec(run.cell.run_id, run.resolved.run)
-        store.record(run.cell.run_id)
+        store.check_spec(run.run_id, run.resolved.run)
+        store.record(run.run_id)
     except StoreError as error:
         return str(error)
     return "damaged"
@@ -251,13 +347,17 @@ def _check_no_sweep(config: Mapping[str, Any]) -> None:
         raise ConfigError([f"{setting}: expected -m (python run.py -m ...), as this is one run" for setting in given])
 
 
-def _report_ends(ends: Sequence[End], plan: Sequence[PlannedCell]) -> tuple[int, int]:
-    """Say how every cell without a result ended, by name; gives the exit code and the number of finished cells."""
-    by_run = {end.cell.cell.run_id: end for end in ends}
+def _report_ends(ends: Sequence[End], plan: Plan) -> tuple[int, int]:
+    """Say how every cell without a result ended, by name; gives the exit code and the number of finished cells, tuning
+    runs not counted."""
+    by_run = {end.cell.run_id: end for end in ends}
     bad: list[EndStatus] = []
-    for planned in plan:
-        cell, end = planned.run.cell, by_run.get(planned.run.cell.run_id)
-        if end is None:
+    unfinished = 0
+    for planned in plan.cells:
+        cell, end = planned.run.cell, by_run.get(planned.run.run_id)
+        good = end is None or end.status in ("done", "diverged")
+        unfinished += not planned.run.is_tuning and (planned.run.is_untuned or not good)
+        if end is None or planned.run.is_untuned:
             continue
         if end.status == "diverged":
             say(f"diverged (recorded as a result): {cell.name} {cell.run_id}")
@@ -266,7 +366,14 @@ def _report_ends(ends: Sequence[End], plan: Sequence[PlannedCell]) -> tuple[int,
             say(f"{end.status}: {cell.name} {cell.run_id}: {end.message}")
     only_interrupted = all(status == "interrupted" for status in bad)
     code = EXIT_OK if not bad else EXIT_INTERRUPTED if only_interrupted else EXIT_SOME_FAILED
-    return code, len(plan) - len(bad)
+    return code, sum(not cell.run.is_tuning for cell in plan.cells) - unfinished
+
+
+def _report_outcome(ends: Sequence[End], plan: Plan, store: Store) -> None:
+    """Say what was predicted of the runs that have just been done, beside what was measured."""
+    text = outcome_text(plan, {end.cell.run_id for end in ends if end.status == "done"}, store)
+    if text is not None:
+        say(f"\n{text}")
 
 
 def _table_command(expansion: Expansion, store: Store) -> str:
@@ -279,7 +386,7 @@ def _table_command(expansion: Expansion, store: Store) -> str:
 
 
 def _print_result(store: Store, run: CellRun) -> None:
-    record = store.record(run.cell.run_id)
+    record = store.record(run.run_id)
     assert record is not None
     print(f"{run.cell.run_id} {record['status']}: {_metrics_text(record['metrics'])}")
 
@@ -303,7 +410,7 @@ def _metrics_text(metrics: Mapping[str, Any]) -> str:
 
 def _evaluate(runs: Sequence[CellRun], store: Store) -> int:
     failed = False
-    for run in {run.cell.run_id: run for run in runs}.values():
+    for run in {run.run_id: run for run in runs}.values():
         try:
             records = evaluate_one(store, run.resolved.run, run.resolved.execution)
         except (StoreError, ConfigError) as error:
@@ -326,7 +433,7 @@ def _generate(runs: Sequence[CellRun], settings: GenerateConfig, store: Store) -
         print(piece.encode(encoding, "replace").decode(encoding), end="", flush=True)
 
     failed = False
-    distinct = {run.cell.run_id: run for run in runs}.values()
+    distinct = {run.run_id: run for run in runs}.values()
     for run in distinct:
         if len(distinct) > 1:
             say(f"--- {run.cell.name} {run.cell.run_id}")

@@ -1,218 +1,405 @@
-"""Cells against the store: what is done, what is missing, and what the missing ones cost."""
+"""Cells against the store: what is done, what is missing, and what it costs, in whole numbers.
 
-import json
-from collections import Counter
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
-from functools import lru_cache
+`sweeps.plan_text` and `sweeps.plan_json` show a plan, `sweeps.guards` says whether it may start, `sweeps.evidence` what
+its results could tell apart.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from hybrid.cost import Cost, layout_of, run_cost
-from hybrid.decode_cost import A100_80GB_SXM, H100_SXM, H200_SXM, decode_cost, roofline
-from hybrid.equivalence import EquivalenceClass, equivalence_classes
-from hybrid.layout import compact
-from hybrid.spec import ModelSpec, RunSpec
+from hybrid.equivalence import EquivalenceClass, canonical_model, equivalence_classes
+from hybrid.memory import Memory, checkpoint_bytes, final_weights_bytes, train_memory
+from hybrid.spec import ExecSpec, ModelSpec, RunSpec
 from sweeps.cells import CellRun
-from sweeps.store import Status, Store, StoreError, is_final
-from sweeps.text import amount, table
+from sweeps.plan_settings import PlanSettings
+from sweeps.speed import PlanDevice, Speed, device_hours, plan_device, speed_of
+from sweeps.store import CellStatus, Store, StoreError, is_final
+from sweeps.trunks import payment, trunk_id, trunk_jobs
+from sweeps.tune import TUNE, UNTUNED
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShapeCost:
+    """What all runs of one shape under one ExecSpec need: see `hybrid.memory` and `sweeps.speed`.
+
+    `memory_switched` is the prediction with activation checkpointing the other way round. `disk_bytes` is what a run
+    holds at most: the two checkpoints that are kept while it runs, and the final weights, which stay.
+    """
+
+    memory: Memory
+    memory_switched: Memory
+    checkpoint_bytes: int
+    weights_bytes: int
+    device: PlanDevice
+    speed: Speed
+
+    @property
+    def peak_memory_bytes(self) -> int:
+        """What it has to be given: as predicted, or as measured where that was more."""
+        return max(self.memory.total_bytes, self.speed.peak_memory_bytes or 0)
+
+    @property
+    def disk_bytes(self) -> int:
+        return 2 * self.checkpoint_bytes + self.weights_bytes
 
 
 @dataclass(frozen=True, kw_only=True)
 class PlannedCell:
-    """A cell with its status and its cost. `same_as` names the first cell of the request with the same run."""
+    """A cell with its status and its cost.
+
+    `same_as` names the first cell of the request with the same run. `own_steps` are still to be trained for this cell:
+    none where it is final, damaged or another cell's run, and fewer than the run has where a trunk gives the first of
+    them, or where it has begun: `begun_steps` are in its checkpoint. `trunk` is the one that its run will start from.
+    `loss_nats` is a finished run's validation loss. Of an untuned cell all this is that of its stand-in. Cells with one
+    `model_key` have equal models, with one `symmetry_key` models that are one by symmetry, with one `settings_key` runs
+    that differ in nothing but their models and seeds.
+    """
 
     run: CellRun
-    status: Status
-    cost: Cost
-    layout: str
+    status: CellStatus
     same_as: str | None
+    layout: str
+    cost: Cost
+    shape: ShapeCost
+    own_steps: int
+    begun_steps: int
+    trunk: str | None
+    loss_nats: float | None
+    model_key: int
+    symmetry_key: int
+    settings_key: int
+
+    @property
+    def spec(self) -> RunSpec:
+        return self.run.resolved.run
+
+    @property
+    def label(self) -> str:
+        """What cells that differ in nothing but their seed are called together, or all tuning runs of a row."""
+        name = self.run.cell.name
+        if self.run.is_tuning:
+            return name[: f"/{name}".rindex(f"/{TUNE}/") + len(TUNE)]
+        return (name.rpartition("/")[0] if self.run.cell.seed is not None else name) or "run"
+
+    @property
+    def is_missing(self) -> bool:
+        """Whether this cell's run is to be trained: not final nor damaged, and the first of the cells that have it."""
+        return self.same_as is None and _is_unfinished(self.status)
+
+    def hours(self, steps: int) -> float | None:
+        """Device-hours of so many steps; None where nobody knows the speed."""
+        return device_hours(steps * self.spec.batch_tokens, self.shape.speed)
 
 
-def make_plan(runs: Sequence[CellRun], store: Store) -> list[PlannedCell]:
-    """Look every cell up in the store; one whose stored spec is not the cell's counts as damaged."""
-    first: dict[str, str] = {}
-    planned = []
-    costs: dict[Any, Cost] = {}
-    for run in runs:
-        run_id, spec = run.cell.run_id, run.resolved.run
-        key = (spec.model, spec.train_tokens, spec.seq_len)
-        if key not in costs:
-            costs[key] = run_cost(spec)
-        same_as = first.setdefault(run_id, run.cell.name)
-        planned.append(
-            PlannedCell(
-                run=run,
-                status=_status(store, run),
-                cost=costs[key],
-                layout=layout_of(spec.model),
-                same_as=None if same_as == run.cell.name else same_as,
-            )
+_COMPARED = ("data", "optim", "schedule", "stop", "train_tokens", "batch_tokens", "seq_len", "dtype")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlannedTrunk:
+    """A phase that several missing runs share: the steps that are still to be trained, and the checkpoints that will
+    be kept for its branches; `branch` is one of the cells that start from it."""
+
+    trunk_id: str
+    branch: PlannedCell
+    steps: int
+    points: int
+
+    @property
+    def points_bytes(self) -> int:
+        return self.points * self.branch.shape.checkpoint_bytes
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hours:
+    """Device-hours of several runs: the sum of those that are known, and of how many runs they are not."""
+
+    known: float
+    unknown: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Total:
+    """What several runs, or parts of them, come to. `hours` are by kind of device, as `device_unit` names it."""
+
+    runs: int
+    paper_train_flops: int
+    full_train_flops: int
+    train_tokens: int
+    hours: Mapping[str, Hours]
+
+    def less(self, other: "Total") -> "Total":
+        """What is left when `other`, a part of it, is taken away."""
+        hours = {}
+        for unit, mine in self.hours.items():
+            theirs = other.hours.get(unit, Hours(known=0.0, unknown=0))
+            hours[unit] = Hours(known=mine.known - theirs.known, unknown=mine.unknown - theirs.unknown)
+        return Total(
+            runs=self.runs - other.runs,
+            paper_train_flops=self.paper_train_flops - other.paper_train_flops,
+            full_train_flops=self.full_train_flops - other.full_train_flops,
+            train_tokens=self.train_tokens - other.train_tokens,
+            hours=hours,
         )
-    return planned
 
 
-def _status(store: Store, run: CellRun) -> Status:
+@dataclass(frozen=True, kw_only=True)
+class Ledger:
+    """From what was asked for to what is to be paid: asked = shared + finished + damaged + begun + trunks
+    + to_pay.
+
+    `shared` are cells whose run another cell of the request has; `begun` are steps that checkpoints of unfinished runs
+    hold; `trunks` is what is saved by steps that several new runs share, or that a trunk in the store has made already.
+    `tuning` is the part of `asked` that tuning runs are, `tuning_to_pay` that of `to_pay`.
+    `disk_bytes` is held at most, were all that is missing to run at once; `kept_bytes` of it stay: final weights, and
+    the checkpoints that branches start from.
+    """
+
+    asked: Total
+    shared: Total
+    finished: Total
+    damaged: Total
+    begun: Total
+    trunks: Total
+    to_pay: Total
+    tuning: Total
+    tuning_to_pay: Total
+    disk_bytes: int
+    kept_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """A request's cells in their order, and the trunks that its missing runs would share. `warnings` are of tuning."""
+
+    cells: tuple[PlannedCell, ...]
+    trunks: tuple[PlannedTrunk, ...]
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def missing(self) -> list[PlannedCell]:
+        """The cells to be run, each run once; untuned ones too."""
+        return [cell for cell in self.cells if cell.is_missing]
+
+    @property
+    def startable(self) -> list[PlannedCell]:
+        """Those of the missing ones whose run is known."""
+        return [cell for cell in self.missing if cell.status != UNTUNED]
+
+
+def _is_unfinished(status: CellStatus) -> bool:
+    return not is_final(status) and status != "damaged"
+
+
+def make_plan(runs: Sequence[CellRun], store: Store, settings: PlanSettings) -> Plan:
+    """Look every cell up in the store, and work out what it costs; one whose stored spec is not its own counts as
+    damaged."""
+    costing = _Costing(store, settings)
+    first: dict[str, str] = {}
+    cells = []
+    for run in runs:
+        status, loss = _look_up(store, run)
+        same_as = first.setdefault(run.run_id, run.cell.name)
+        cells.append(costing.cell(run, status, loss, None if same_as == run.cell.name else same_as))
+    missing = [cell.run for cell in cells if cell.is_missing]
+    paid = payment(missing, store)
+    cells = [_to_be_paid(cell, paid.run_steps[cell.run.run_id], store) if cell.is_missing else cell for cell in cells]
+    return Plan(cells=tuple(cells), trunks=_trunks(cells, missing, paid.trunk_steps, store))
+
+
+def _to_be_paid(cell: PlannedCell, own_steps: int, store: Store) -> PlannedCell:
+    """The cell with what is left to train for it: a run that has begun goes on by itself, another one from a trunk."""
+    if own_steps == cell.own_steps:
+        return cell
+    begun = store.checkpoint_step(cell.run.run_id)
+    trunk = None if begun else trunk_id(cell.spec)
+    return replace(cell, own_steps=own_steps, begun_steps=begun, trunk=trunk)
+
+
+def _trunks(
+    cells: Sequence[PlannedCell], missing: Sequence[CellRun], trunk_steps: Mapping[str, int], store: Store
+) -> tuple[PlannedTrunk, ...]:
+    if not trunk_steps:
+        return ()
+    branches: dict[str, PlannedCell] = {}
+    for cell in cells:
+        if cell.trunk is not None:
+            branches.setdefault(cell.trunk, cell)
+    points = {job.trunk_id: len(job.points) for job in trunk_jobs(missing, store)}
+    return tuple(
+        PlannedTrunk(trunk_id=trunk, branch=branches[trunk], steps=steps, points=points.get(trunk, 0))
+        for trunk, steps in trunk_steps.items()
+    )
+
+
+def _look_up(store: Store, run: CellRun) -> tuple[CellStatus, float | None]:
+    """The status of a cell's run, and its validation loss where it is done and has one."""
+    if run.is_untuned:
+        return UNTUNED, None
+    run_id = run.run_id
     try:
-        store.check_spec(run.cell.run_id, run.resolved.run)
+        store.check_spec(run_id, run.resolved.run)
+        record = store.record(run_id)
     except StoreError:
-        return "damaged"
-    return store.status(run.cell.run_id)
+        return "damaged", None
+    if record is None:
+        return store.attempts(run_id).status(), None
+    if record["status"] != "done":
+        return "diverged", None
+    loss = record["metrics"].get("val_loss_nats")
+    return "done", loss if isinstance(loss, float) else None
 
 
-def missing(plan: Sequence[PlannedCell]) -> list[PlannedCell]:
-    """The cells to be run: not final nor damaged, each run once."""
-    return [cell for cell in plan if not is_final(cell.status) and cell.status != "damaged" and cell.same_as is None]
+class _Costing:
+    """Puts cells and costs together; what several cells share is worked out once."""
+
+    def __init__(self, store: Store, settings: PlanSettings) -> None:
+        self._store, self._settings = store, settings
+        self._models = _Numbered()
+        self._symmetries = _Numbered()
+        self._symmetry: dict[int, int] = {}
+        self._layouts: dict[int, str] = {}
+        self._costs: dict[tuple[int, int, int], Cost] = {}
+        self._shapes: dict[tuple[Any, ...], ShapeCost] = {}
+        self._settings_keys: dict[tuple[Any, ...], int] = {}
+
+    def cell(self, run: CellRun, status: CellStatus, loss: float | None, same_as: str | None) -> PlannedCell:
+        spec = run.resolved.run
+        model = self._models.number(spec.model)
+        if model not in self._layouts:
+            self._layouts[model] = layout_of(spec.model)
+            self._symmetry[model] = self._symmetries.number(canonical_model(spec.model))
+        cost_key = (model, spec.train_tokens, spec.seq_len)
+        if cost_key not in self._costs:
+            self._costs[cost_key] = run_cost(spec)
+        shape_key = (model, spec.data, spec.batch_tokens, spec.seq_len, spec.dtype, run.resolved.execution)
+        if shape_key not in self._shapes:
+            self._shapes[shape_key] = self._shape(spec, run.resolved.execution)
+        trained = same_as is None and _is_unfinished(status)
+        settings = tuple(getattr(spec, name) for name in _COMPARED)
+        return PlannedCell(
+            run=run,
+            status=status,
+            same_as=same_as,
+            layout=self._layouts[model],
+            cost=self._costs[cost_key],
+            shape=self._shapes[shape_key],
+            own_steps=spec.train_steps if trained else 0,
+            begun_steps=0,
+            trunk=None,
+            loss_nats=loss,
+            model_key=model,
+            symmetry_key=self._symmetry[model],
+            settings_key=self._settings_keys.setdefault(settings, len(self._settings_keys)),
+        )
+
+    def _shape(self, spec: RunSpec, execution: ExecSpec) -> ShapeCost:
+        device = plan_device(self._settings.device, execution)
+        switched = replace(execution, activation_checkpointing=not execution.activation_checkpointing)
+        return ShapeCost(
+            memory=train_memory(spec, execution),
+            memory_switched=train_memory(spec, switched),
+            checkpoint_bytes=checkpoint_bytes(spec),
+            weights_bytes=final_weights_bytes(spec),
+            device=device,
+            speed=speed_of(self._store, spec, execution, device, self._settings.mfu),
+        )
 
 
-def one_models(plan: Sequence[PlannedCell]) -> tuple[EquivalenceClass, ...]:
+class _Numbered:
+    """Numbers for models, equal ones for equal models. To compare a model is slow, and most cells have the very same
+    object as another: that is looked for first."""
+
+    def __init__(self) -> None:
+        self._by_object: dict[int, tuple[ModelSpec, int]] = {}  # with the object, so that its id stays its own
+        self._by_value: dict[ModelSpec, int] = {}
+
+    def number(self, model: ModelSpec) -> int:
+        known = self._by_object.get(id(model))
+        if known is None:
+            known = model, self._by_value.setdefault(model, len(self._by_value))
+            self._by_object[id(model)] = known
+        return known[1]
+
+
+# --- totals -------------------------------------------------------------------------------------
+
+
+def device_unit(device: PlanDevice) -> str:
+    """What an hour of the device is called."""
+    return "CPU-hours" if device.kind == "cpu" else "GPU-hours"
+
+
+def total(parts: Iterable[tuple[PlannedCell, int]], runs: int | None = None) -> Total:
+    """The sum over cells with so many steps of each; `runs` are counted, one a part, unless given."""
+    paper = full = tokens = count = 0
+    known: dict[str, float] = {}
+    unknown: dict[str, int] = {}
+    for cell, steps in parts:
+        samples = steps * cell.spec.batch_size
+        paper += samples * cell.cost.paper_train_flops_per_sample
+        full += samples * cell.cost.full_train_flops_per_sample
+        tokens += steps * cell.spec.batch_tokens
+        count += 1
+        unit, hours = device_unit(cell.shape.device), cell.hours(steps)
+        known[unit] = known.get(unit, 0.0) + (hours or 0.0)
+        unknown[unit] = unknown.get(unit, 0) + (hours is None)
+    return Total(
+        runs=count if runs is None else runs,
+        paper_train_flops=paper,
+        full_train_flops=full,
+        train_tokens=tokens,
+        hours={unit: Hours(known=known[unit], unknown=unknown[unit]) for unit in known},
+    )
+
+
+def ledger(plan: Plan) -> Ledger:
+    """What the request comes to, and how little of it is left to be paid."""
+
+    def whole(cells: Iterable[PlannedCell]) -> Total:
+        return total((cell, cell.spec.train_steps) for cell in cells)
+
+    todo = plan.missing
+    own = [(cell, cell.own_steps) for cell in todo]
+    paid = [*own, *((trunk.branch, trunk.steps) for trunk in plan.trunks)]
+    begun = total([(cell, cell.begun_steps) for cell in todo if cell.begun_steps], runs=0)
+    to_pay = total(paid, runs=len(todo))
+    first = [cell for cell in plan.cells if cell.same_as is None]
+    kept = sum(cell.shape.weights_bytes for cell in todo) + sum(trunk.points_bytes for trunk in plan.trunks)
+    working = [*(cell.shape for cell in todo), *(trunk.branch.shape for trunk in plan.trunks)]
+    return Ledger(
+        asked=whole(plan.cells),
+        shared=whole(cell for cell in plan.cells if cell.same_as is not None),
+        finished=whole(cell for cell in first if is_final(cell.status)),
+        damaged=whole(cell for cell in first if cell.status == "damaged"),
+        begun=begun,
+        trunks=whole(todo).less(begun).less(to_pay),
+        to_pay=to_pay,
+        tuning=whole(cell for cell in plan.cells if cell.run.is_tuning),
+        tuning_to_pay=total(
+            [(cell, steps) for cell, steps in paid if cell.run.is_tuning],
+            runs=sum(cell.run.is_tuning for cell in todo),
+        ),
+        disk_bytes=kept + sum(2 * shape.checkpoint_bytes for shape in working),
+        kept_bytes=kept,
+    )
+
+
+# --- rows ---------------------------------------------------------------------------------------
+
+
+def one_models(plan: Plan) -> tuple[EquivalenceClass, ...]:
     """Labels of cells whose runs differ in nothing but their seeds and a symmetry of their models.
 
     Of cells with one and the same model the first one's label stands for all.
     """
-    alike: dict[tuple[Any, ...], dict[ModelSpec, str]] = {}
-    for cell in plan:
-        spec = cell.run.resolved.run
-        rest = tuple(getattr(spec, field.name) for field in fields(RunSpec) if field.name not in _NOT_COMPARED)
-        alike.setdefault(rest, {}).setdefault(spec.model, _label(cell))
+    alike: dict[tuple[int, int], dict[int, PlannedCell]] = {}
+    for cell in (cell for cell in plan.cells if not cell.run.is_tuning):
+        alike.setdefault((cell.symmetry_key, cell.settings_key), {}).setdefault(cell.model_key, cell)
     return tuple(
         found
-        for models in alike.values()
-        if len(models) > 1
-        for found in equivalence_classes({label: model for model, label in models.items()})
-    )
-
-
-_NOT_COMPARED = ("model", "init_seed", "data_seed")
-
-
-def _label(cell: PlannedCell) -> str:
-    """What cells that differ in nothing but their seed are called together."""
-    return (cell.run.cell.name.rpartition("/")[0] if cell.run.cell.seed is not None else cell.run.cell.name) or "run"
-
-
-def as_json(plan: Sequence[PlannedCell]) -> str:
-    """The plan as a JSON list, one object a cell, in full precision; FLOPs are exact integers.
-
-    `train_flops` is in the paper's convention, `full_train_flops` in the full one. `one_model_with` names the first
-    cells, without their seed, whose model is the same by symmetry, and `symmetry` says why. `decode_bf16` is
-    one decoding step: FLOPs, bytes read, and the time that the larger of the two takes at a device's published rates.
-    """
-    first_and_reason = {
-        label: (found.names[0], reason)
-        for found in one_models(plan)
-        for label, reason in zip(found.names[1:], found.reasons, strict=True)
-    }
-    return json.dumps([_object(cell, *first_and_reason.get(_label(cell), (None, None))) for cell in plan], indent=1)
-
-
-def _object(cell: PlannedCell, one_model_with: str | None, symmetry: str | None) -> dict[str, Any]:
-    spec, cost = cell.run.resolved.run, cell.cost
-    return {
-        "name": cell.run.cell.name,
-        "run_id": cell.run.cell.run_id,
-        "status": cell.status,
-        "same_as": cell.same_as,
-        "one_model_with": one_model_with,
-        "symmetry": symmetry,
-        "row": cell.run.cell.row,
-        "axes": dict(cell.run.cell.axes),
-        "seed": cell.run.cell.seed,
-        "layout": cell.layout,
-        "depth": len(cell.layout),
-        "non_embedding_params": cost.non_embedding_params,
-        "active_params": cost.active_params,
-        "total_params": cost.total_params,
-        "param_mismatch": cell.run.resolved.param_mismatch,
-        "train_tokens": spec.train_tokens,
-        "train_steps": spec.train_steps,
-        "batch_tokens": spec.batch_tokens,
-        "seq_len": spec.seq_len,
-        "train_flops": cost.paper_train_flops,
-        "train_flops_per_sample": cost.paper_train_flops_per_sample,
-        "full_train_flops": cost.full_train_flops,
-        "cache_bytes": cost.paper_cache_bytes,
-        "decode_bf16": _decode(spec.model, spec.seq_len),
-    }
-
-
-@lru_cache(maxsize=1024)
-def _decode(model: ModelSpec, length: int) -> dict[str, Any]:
-    """What making one token at the last of `length` positions costs in bf16, and its least time on each device."""
-    cost = decode_cost(model, batch=1, length=length, element_bytes=2)
-    return {
-        "batch": 1,
-        "length": length,
-        **asdict(cost),
-        "roofline_s": {device.name: roofline(cost, device).time_s for device in (A100_80GB_SXM, H100_SXM, H200_SXM)},
-    }
-
-
-def as_text(plan: Sequence[PlannedCell], *, title: str) -> str:
-    """The plan for people: one line a row of cells that differ in nothing but their seed, then totals."""
-    groups: dict[tuple[Any, ...], list[PlannedCell]] = {}
-    for cell in plan:
-        key = (_label(cell), cell.layout, cell.cost, cell.run.resolved.run.train_tokens)
-        groups.setdefault(key, []).append(cell)
-    sparse = any(cell.cost.active_params < cell.cost.non_embedding_params for cell in plan)
-    params = ["params", "active"] if sparse else ["params"]
-    header = ["cells", "runs", "status", "layout", *params, "vs ref", "total", "tokens", "steps", "FLOPs", "cache"]
-    small_print = _SMALL_PRINT + (" active: parameters that one token meets." if sparse else "")
-    rows = []
-    for (label, layout, cost, tokens), cells in groups.items():
-        spec = cells[0].run.resolved.run
-        statuses = Counter("same run" if cell.same_as else cell.status for cell in cells)
-        rows.append(
-            [
-                label,
-                str(len({cell.run.cell.run_id for cell in cells})),
-                ", ".join(f"{count} {status}" for status, count in statuses.items()),
-                compact(layout),
-                *(amount(n) for n in (cost.non_embedding_params, cost.active_params)[: len(params)]),
-                _percent(cells[0].run.resolved.param_mismatch),
-                amount(cost.total_params),
-                amount(tokens),
-                str(spec.train_steps),
-                f"{cost.paper_train_flops:.3g}",
-                amount(cost.paper_cache_bytes, binary=True) + "B",
-            ]
-        )
-    return "\n".join([title, "", table(header, rows), "", *_symmetries(plan), _totals(plan), small_print])
-
-
-def _symmetries(plan: Sequence[PlannedCell]) -> list[str]:
-    """A line for each class of cells that are one model: their results differ by chance alone."""
-    lines = []
-    for found in one_models(plan):
-        first, *others = (f"'{name}'" for name in found.names)
-        if len(set(found.reasons)) == 1:
-            lines.append(f"one model by symmetry: {', '.join([first, *others])} ({found.reasons[0]})")
-        else:
-            given = ", ".join(f"{name} ({reason})" for name, reason in zip(others, found.reasons, strict=True))
-            lines.append(f"one model by symmetry: {first}, {given}")
-    return lines
-
-
-_SMALL_PRINT = (
-    "params: without embedding and head; vs ref: their difference from the reference depth of attention blocks; "
-    "FLOPs and cache: the paper's convention, a run, a sequence."
-)
-
-
-def _percent(fraction: float | None) -> str:
-    return "-" if fraction is None else f"{100 * fraction:+.1f}%"
-
-
-def _totals(plan: Sequence[PlannedCell]) -> str:
-    todo = missing(plan)
-    unique = {cell.run.cell.run_id: cell for cell in plan}
-
-    def flops(cells: Sequence[PlannedCell]) -> str:
-        return f"{sum(cell.cost.paper_train_flops for cell in cells):.3g}"
-
-    shared = len(plan) - len(unique)
-    finished = sum(is_final(cell.status) for cell in unique.values())
-    sharing = f" ({shared} shared)" if shared else ""
-    return (
-        f"{len(plan)} cell{'s' * (len(plan) != 1)} asked for: {len(unique)} run{'s' * (len(unique) != 1)}{sharing}, "
-        f"{flops(list(unique.values()))} FLOPs; {finished} finished; to be run: {len(todo)}, {flops(todo)} FLOPs"
+        for cells in alike.values()
+        if len(cells) > 1
+        for found in equivalence_classes({cell.label: cell.spec.model for cell in cells.values()})
     )

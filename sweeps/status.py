@@ -6,10 +6,13 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from hybrid.decode import did_you_mean
-from hybrid.spec import ConfigError
-from sweeps.store import FINAL, Request, Store, StoreError
+from hybrid.decode import decode, did_you_mean
+from hybrid.spec import ConfigError, RunSpec
+from sweeps.speed import prediction_text
+from sweeps.store import FINAL, Cell, Request, Store, StoreError
 from sweeps.text import duration, table
+from sweeps.trunks import branch_step, trunk_id
+from sweeps.tune import UNTUNED, choose, settle, status_of
 
 
 def choose_requests(store: Store, sweep: str | None) -> list[Request]:
@@ -31,9 +34,11 @@ def requests_text(store: Store, requests: list[Request]) -> str:
         return f"{store.root}: no requests yet; try python run.py -m +sweep=demo"
     rows = []
     for request in requests:
-        counts = Counter(store.status(cell.run_id) for cell in request.cells)
+        counts = Counter(status_of(cell, store) for cell in settle(request, choose(request, store)).cells)
         finished = sum(counts[status] for status in FINAL)
-        others = ", ".join(f"{n} {status}" for status, n in counts.items() if status != "done")
+        others = ", ".join(
+            [*(f"{n} {status}" for status, n in counts.items() if status != "done"), *_tuning(store, request)]
+        )
         rows.append(
             [
                 request.sweep,
@@ -46,19 +51,69 @@ def requests_text(store: Store, requests: list[Request]) -> str:
     return table(["request", "overrides", "first asked", "finished", "not done"], rows)
 
 
+def _tuning(store: Store, request: Request) -> list[str]:
+    """How many of the tuning runs have no result yet, if any."""
+    runs = {cell.run_id: cell for tuning in request.tuning for cell in tuning.cells}.values()
+    finished = sum(status_of(cell, store) in FINAL for cell in runs)
+    return [f"tuning {finished}/{len(runs)}"] if finished < len(runs) else []
+
+
 def cells_text(store: Store, request: Request) -> str:
-    """One line a cell: status, attempt, where it is, how it went, and why the bad ones are bad."""
+    """One line a cell, tuning runs first: status, attempt, where it is, how it went, and why the bad ones are bad."""
     rows, reasons = [], []
-    for cell in request.cells:
+    choices = choose(request, store)
+    for cell in (*_tuning_cells(request), *settle(request, choices).cells):
+        if cell.run_id is None:
+            rows.append([cell.name, "-", UNTUNED, "-", "-", "-", "-"])
+            continue
         status = store.status(cell.run_id)
         number = store.last_attempt(cell.run_id)
         step, loss, wall = _latest(store, cell.run_id)
-        rows.append([cell.name, cell.run_id, status, str(number) if number else "-", step, loss, wall])
+        waits = _waits_for(store, cell.run_id) if status in ("new", "interrupted", "lost", "failed") else None
+        said = status if waits is None else f"waits for trunk {waits}"
+        rows.append([cell.name, cell.run_id, said, str(number) if number else "-", step, loss, wall])
         error = store.error(cell.run_id, number) if number and status in ("failed", "interrupted") else None
         if status == "failed" and error:
             reasons.append(f"{cell.name}: {error.get('class')}: {str(error.get('message')).splitlines()[0]}")
     text = table(["cell", "run", "status", "attempts", "step", "loss", "time"], rows)
+    reasons += choices.sentences
     return text + ("\n\n" + "\n".join(reasons) if reasons else "")
+
+
+def _trunk_of(store: Store, run_id: str) -> tuple[str, int] | None:
+    """The trunk that the store has for a run, and the step at which it leaves it; None where there is none."""
+    try:
+        run = decode(RunSpec, store.spec(run_id))
+    except (ConfigError, StoreError):
+        return None  # not asked for yet, or by another version
+    trunk = trunk_id(run)
+    return None if trunk is None or not store.trunk_dir(trunk).is_dir() else (trunk, branch_step(run))
+
+
+def _waits_for(store: Store, run_id: str) -> str | None:
+    """The trunk, being trained just now, that has yet to reach the point where the run starts; None where none is."""
+    found = _trunk_of(store, run_id)
+    if found is None:
+        return None
+    trunk, step = found
+    begun = store.checkpoint_step(run_id) > 0 or step in store.trunk_points(trunk)
+    return trunk if not begun and store.trunk_status(trunk) == "running" else None
+
+
+def _trunk_text(store: Store, run_id: str) -> list[str]:
+    """What the run's trunk has come to, and where the run starts or would start."""
+    found = _trunk_of(store, run_id)
+    if found is None:
+        return []
+    trunk, step = found
+    start = store.branched_from(run_id)
+    points = ", ".join(map(str, store.trunk_points(trunk))) or "none"
+    began = (
+        f"this run started from step {start.step}"
+        if start is not None and start.trunk == trunk
+        else f"this run leaves it at step {step}"
+    )
+    return [f"trunk {trunk}: {store.trunk_status(trunk)}; points at steps: {points}; {began}"]
 
 
 def _latest(store: Store, run_id: str) -> tuple[str, str, str]:
@@ -87,13 +142,27 @@ def show_text(store: Store, run_id: str) -> str:
     if record is not None:
         parts |= {key: record[key] for key in ("metrics", "cost", "provenance")}
     lines = [f"{key}: {_value(value)}" for key, value in flatten(parts)]
+    predicted = None if record is None else prediction_text(record)
+    lines += [] if predicted is None else [f"as predicted: {predicted}"]
     for number in range(1, store.last_attempt(run_id) + 1):
         job, error = store.job(run_id, number) or {}, store.error(run_id, number)
         ending = f"{error['class']}: {error['message']}" if error else "no error"
         where = f"{job.get('host', '?')}, process {job.get('pid', '?')}"
         lines.append(f"attempt {number}: {where}, began {job.get('started_at', '?')}; {ending}")
-    requests = [f"{r.sweep}: {cell.name}" for r in store.requests() for cell in r.cells if cell.run_id == run_id]
+    lines += _trunk_text(store, run_id)
+    requests = [
+        f"{r.sweep}: {cell.name}" for r in store.requests() for cell in _cells(store, r) if cell.run_id == run_id
+    ]
     return "\n".join([*lines, "asked for by: " + ("; ".join(dict.fromkeys(requests)) or "no stored request")])
+
+
+def _tuning_cells(request: Request) -> list[Cell]:
+    return [cell for tuning in request.tuning for cell in tuning.cells]
+
+
+def _cells(store: Store, request: Request) -> list[Cell]:
+    """All cells of a request, its tuning runs too; those whose choice is made with their run."""
+    return [*_tuning_cells(request), *settle(request, choose(request, store)).cells]
 
 
 def diff_text(store: Store, first: str, second: str) -> str:

@@ -6,7 +6,12 @@
                                   heartbeat     a counter; unlinked when the attempt ends
                                   metrics.jsonl log.txt error.json
                      evals/<hash>/record.json   an evaluation of the finished run
+    trunks/ab/<trunk_id>/spec.json              what the runs that share it have in common
+                     attempts/001/...           as a run's, and end.json where the attempt came to its end
+                     points/step00000120.json   there is a checkpoint from which branches start; published once
+                     diverged.json              it goes on no further; published once
     requests/<sweep>/<hash>.json                sweep, overrides and the cells they asked for
+    speeds/<shape>/<device>-runs.json           how fast runs of a shape were (`sweeps.speed`); published once
     format.json                                 the layout's version
 
 Many nodes may write at once on a shared file system whose locks cannot be trusted. Two operations are relied on, both
@@ -17,16 +22,19 @@ finished file. Nothing that was published is ever modified.
 import contextlib
 import errno
 import json
+import math
 import os
+import re
 import socket
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, TypeGuard
 
+from hybrid.checkpoint_files import point_steps, saved_steps
 from hybrid.decode import canonical_json, digest
 from hybrid.durable import inherit_group_write, make_dir, sync_dir
 from hybrid.spec import ConfigError, RunSpec
@@ -36,9 +44,11 @@ FORMAT = 1
 RECORD_SCHEMA = 1
 
 Status = Literal["new", "running", "interrupted", "lost", "failed", "damaged", "done", "diverged"]
+CellStatus = Literal[Status, "untuned"]  # "untuned": which run it is, is not known yet
 FinalStatus = Literal["done", "diverged"]
 FINAL: tuple[FinalStatus, ...] = ("done", "diverged")
 RESUMABLE_CLASSES = ("preempted", "cancelled", "timeout", "node_fail")
+_POINT = re.compile(r"step(\d{8,})\.json")
 
 
 class StoreError(RuntimeError):
@@ -46,35 +56,166 @@ class StoreError(RuntimeError):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """Values that tuning may choose for a cell, and the run that the cell then is."""
+
+    values: Mapping[str, Any]
+    run_id: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class Cell:
-    """One run that a request asks for, under the name that sets it apart there."""
+    """One run that a request asks for, under the name that sets it apart there.
+
+    A cell of a tuned sweep has `candidates`. Which of them is its run, `sweeps.tune` reads off its tuning records;
+    until then `run_id` is None. `tuned` are the values chosen, or those that a tuning run tries.
+    """
 
     name: str
     row: str
     axes: Mapping[str, Any]
     seed: int | None
-    run_id: str
+    run_id: str | None
+    tuned: Mapping[str, Any] = field(default_factory=dict)
+    candidates: tuple[Candidate, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tuning:
+    """How the rows of `cells` come to their values of `settings`: by the tuning runs that come out best in `metric`.
+
+    `cells` are those tuning runs. They are chosen among for each row at each point of the grid, or for all at once.
+    """
+
+    settings: Mapping[str, tuple[Any, ...]]
+    per: Literal["row", "sweep"]
+    metric: str
+    cells: tuple[Cell, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """What was asked for: a sweep, the overrides that change its cells, and the cells. `created_at` is UTC, ISO
-    8601."""
+    """What was asked for: a sweep, the overrides that change its cells, the cells, and the tuning that they wait for.
+
+    It is written down before anything runs and says nothing of results: what tuning chose is read off the records.
+    `created_at` is UTC, ISO 8601.
+    """
 
     sweep: str
     overrides: tuple[str, ...]
     created_at: str
     report: Mapping[str, Any]
     cells: tuple[Cell, ...]
+    tuning: tuple[Tuning, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Attempt:
-    """A claimed attempt at a run. Only its owner writes into `directory`."""
+    """A claimed attempt at the run or trunk `of`. Only its owner writes into `directory`."""
 
-    run_id: str
+    of: str
     number: int
     directory: Path
+
+
+@dataclass(frozen=True, kw_only=True)
+class Start:
+    """Where an attempt's metrics go on: after `step` updates of the attempt `attempt` at the run itself, or at `trunk`.
+
+    `attempt` is None where the attempt did not say; `wall_s` is the time that it took to get there, 0 if not said.
+    """
+
+    step: int
+    attempt: int | None
+    trunk: str | None
+    wall_s: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attempts:
+    """The attempts at one run or trunk, `of`: numbered directories, each claimed by one process."""
+
+    of: str
+    directory: Path
+
+    def path(self, number: int) -> Path:
+        return self.directory / f"{number:03d}"
+
+    def last(self) -> int:
+        """The number of the newest attempt; 0 where there is none."""
+        return max((int(e.name) for e in _entries(self.directory) if e.name.isdigit()), default=0)
+
+    def claim(self, after: int) -> Attempt | None:
+        """Claim attempt `after` + 1 by making its directory; None where somebody else was first."""
+        directory = self.path(after + 1)
+        make_dir(directory.parent)
+        try:
+            os.mkdir(directory)
+        except FileExistsError:
+            return None
+        inherit_group_write(directory)
+        return Attempt(of=self.of, number=after + 1, directory=directory)
+
+    def job(self, number: int) -> dict[str, Any] | None:
+        """Who makes an attempt, as it wrote when it began; None where it died before, or wrote half of it."""
+        try:
+            return _read_json(self.path(number) / "job.json")
+        except StoreError:
+            return None
+
+    def error(self, number: int) -> dict[str, Any] | None:
+        """How an attempt ended, if it ended without a result."""
+        try:
+            return _read_json(self.path(number) / "error.json")
+        except StoreError:
+            return {"class": "unknown", "message": "error.json is damaged"}
+
+    def ended(self, number: int) -> bool:
+        """Whether an attempt has said that it is over, however it went."""
+        return self.error(number) is not None or (self.path(number) / "end.json").exists()
+
+    def heartbeat(self, number: int) -> str | None:
+        """The attempt's counter as last written. Opened and read, never stat-ed: NFS caches attributes."""
+        return _read_text(self.path(number) / "heartbeat")
+
+    def status(self) -> Literal["new", "running", "interrupted", "lost", "failed", "done"]:
+        """What became of the newest attempt, as far as this host can see at once; "new" where there is none."""
+        number = self.last()
+        if number == 0:
+            return "new"
+        error = self.error(number)
+        if error is not None:
+            return "interrupted" if error.get("class") in RESUMABLE_CLASSES else "failed"
+        if self.ended(number):
+            return "done"
+        job = self.job(number)
+        if job is None or owner_alive(job) is False:
+            return "lost"
+        return "running"
+
+    def metrics(self, number: int) -> tuple[Start | None, list[dict[str, Any]]]:
+        """Where an attempt went on, None at the beginning, and its metric lines. Half a line at the end is left out."""
+        start: Start | None = None
+        lines: list[dict[str, Any]] = []
+        for line in (_read_text(self.path(number) / "metrics.jsonl") or "").splitlines():
+            try:
+                entry = json.loads(line)
+            except ValueError:
+                continue
+            if not isinstance(entry, dict):
+                continue
+            if "resumed_at_step" in entry:
+                start = Start(step=entry["resumed_at_step"], attempt=entry.get("of_attempt"), trunk=None, wall_s=0.0)
+            elif "branched_at_step" in entry:
+                start = Start(
+                    step=entry["branched_at_step"],
+                    attempt=entry["of_attempt"],
+                    trunk=entry["trunk"],
+                    wall_s=entry["wall_s"],
+                )
+            else:
+                lines.append(entry)
+        return start, lines
 
 
 class Store:
@@ -96,8 +237,11 @@ class Store:
     def record_path(self, run_id: str) -> Path:
         return self.run_dir(run_id) / "record.json"
 
+    def attempts(self, run_id: str) -> Attempts:
+        return Attempts(of=run_id, directory=self.run_dir(run_id) / "attempts")
+
     def attempt_dir(self, run_id: str, number: int) -> Path:
-        return self.run_dir(run_id) / "attempts" / f"{number:03d}"
+        return self.attempts(run_id).path(number)
 
     def eval_record_path(self, run_id: str, eval_id: str) -> Path:
         return self.run_dir(run_id) / "evals" / eval_id / "record.json"
@@ -109,8 +253,20 @@ class Store:
         """The final weights that an attempt wrote; those of the run are its record's `attempt`."""
         return self.checkpoints_dir(run_id) / f"final-a{attempt:03d}.safetensors"
 
+    def trunk_dir(self, trunk_id: str) -> Path:
+        return self.root / "trunks" / trunk_id[:2] / trunk_id
+
+    def trunk_attempts(self, trunk_id: str) -> Attempts:
+        return Attempts(of=trunk_id, directory=self.trunk_dir(trunk_id) / "attempts")
+
+    def trunk_checkpoints_dir(self, trunk_id: str) -> Path:
+        return self.checkpoints_root / "trunks" / trunk_id[:2] / trunk_id
+
     def requests_dir(self, sweep: str) -> Path:
         return self.root / "requests" / sweep
+
+    def speeds_dir(self, shape_id: str) -> Path:
+        return self.root / "speeds" / shape_id
 
     # --- opening ---
 
@@ -166,7 +322,7 @@ class Store:
 
     def spec(self, run_id: str) -> dict[str, Any] | None:
         """The run's canonical spec as plain data; None where the run is not known."""
-        return self._json(self.spec_path(run_id))
+        return _read_json(self.spec_path(run_id))
 
     def record(self, run_id: str) -> dict[str, Any] | None:
         """The run's record; None unless it is done or diverged. Raises StoreError where it is damaged or of a newer
@@ -188,7 +344,7 @@ class Store:
         return publish(path, json.dumps(record, sort_keys=True, indent=1) + "\n")
 
     def _record(self, path: Path, *needed: str) -> dict[str, Any] | None:
-        record = self._json(path)
+        record = _read_json(path)
         if record is None:
             return None
         if record.get("schema") != RECORD_SCHEMA:
@@ -200,18 +356,6 @@ class Store:
         if missing:
             raise _damaged(path, f"{', '.join(missing)} missing")
         return record
-
-    def _json(self, path: Path) -> dict[str, Any] | None:
-        text = _read_text(path)
-        if text is None:
-            return None
-        try:
-            value = json.loads(text)
-            if not isinstance(value, dict):
-                raise ValueError("not a JSON object")
-        except ValueError as error:
-            raise _damaged(path, f"{error}; {len(text)} characters") from error
-        return value
 
     def find(self, prefix: str) -> str:
         """The one run id that begins with `prefix`. Raises ConfigError where there is none, or more than one."""
@@ -231,37 +375,24 @@ class Store:
     # --- attempts ---
 
     def last_attempt(self, run_id: str) -> int:
-        """The number of the newest attempt; 0 where there is none."""
-        return max((int(e.name) for e in _entries(self.run_dir(run_id) / "attempts") if e.name.isdigit()), default=0)
+        """The number of the run's newest attempt; 0 where there is none."""
+        return self.attempts(run_id).last()
 
     def claim(self, run_id: str, after: int) -> Attempt | None:
-        """Claim attempt `after` + 1 by making its directory; None where somebody else was first."""
-        directory = self.attempt_dir(run_id, after + 1)
-        make_dir(directory.parent)
-        try:
-            os.mkdir(directory)
-        except FileExistsError:
-            return None
-        inherit_group_write(directory)
-        return Attempt(run_id=run_id, number=after + 1, directory=directory)
+        """Claim the run's attempt `after` + 1; None where somebody else was first."""
+        return self.attempts(run_id).claim(after)
 
     def job(self, run_id: str, number: int) -> dict[str, Any] | None:
-        """Who runs an attempt, as it wrote when it began; None where it died before, or wrote half of it."""
-        try:
-            return self._json(self.attempt_dir(run_id, number) / "job.json")
-        except StoreError:
-            return None
+        """Who makes an attempt at the run; None where it died before it could say."""
+        return self.attempts(run_id).job(number)
 
     def error(self, run_id: str, number: int) -> dict[str, Any] | None:
-        """How an attempt ended, if it ended without a result."""
-        try:
-            return self._json(self.attempt_dir(run_id, number) / "error.json")
-        except StoreError:
-            return {"class": "unknown", "message": "error.json is damaged"}
+        """How an attempt at the run ended, if it ended without a result."""
+        return self.attempts(run_id).error(number)
 
     def heartbeat(self, run_id: str, number: int) -> str | None:
-        """The attempt's counter as last written. Opened and read, never stat-ed: NFS caches attributes."""
-        return _read_text(self.attempt_dir(run_id, number) / "heartbeat")
+        """The counter of an attempt at the run, as last written."""
+        return self.attempts(run_id).heartbeat(number)
 
     def status(self, run_id: str) -> Status:
         """What became of the run, as far as this host can see at once.
@@ -274,57 +405,123 @@ class Store:
             return "damaged"
         if record is not None:
             return "done" if record["status"] == "done" else "diverged"
-        number = self.last_attempt(run_id)
-        if number == 0:
-            return "new"
-        error = self.error(run_id, number)
-        if error is not None:
-            return "interrupted" if error.get("class") in RESUMABLE_CLASSES else "failed"
-        job = self.job(run_id, number)
-        if job is None or owner_alive(job) is False:
-            return "lost"
-        return "running"
+        return self.attempts(run_id).status()
 
     def metrics(self, run_id: str) -> list[dict[str, Any]]:
-        """The run's metric lines, its attempts joined: each is cut at the step from which a later one resumed.
+        """The run's metric lines from its beginning: those of its trunk up to where it starts, then its own.
 
-        Half a line at the end of a killed attempt is left out.
+        Attempts are joined: each is cut at the step from which a later one went on. Half a line at the end of a killed
+        attempt is left out.
         """
-        lines: list[dict[str, Any]] = []
-        for number in range(1, self.last_attempt(run_id) + 1):
-            text = _read_text(self.attempt_dir(run_id, number) / "metrics.jsonl")
-            if text is None:
+        attempts = self.attempts(run_id)
+        pieces = [lines for _, lines in self._backwards(attempts, attempts.last())]
+        return [line for lines in reversed(pieces) for line in lines]
+
+    def branched_from(self, run_id: str, number: int | None = None) -> Start | None:
+        """Where the run, as its attempt `number` (the newest) has it, left its trunk; None where it did not."""
+        attempts = self.attempts(run_id)
+        starts = [start for start, _ in self._backwards(attempts, attempts.last() if number is None else number)]
+        return next((start for start in starts if start is not None and start.trunk is not None), None)
+
+    def _backwards(self, attempts: Attempts, number: int) -> Iterator[tuple[Start | None, list[dict[str, Any]]]]:
+        """An attempt's lines with where it went on, then those of the attempt that it went on from, and so on."""
+        through: float = math.inf
+        while number:
+            start, lines = attempts.metrics(number)
+            if start is None and not lines:
+                number -= 1  # it came to nothing
                 continue
-            resumed_at: int | None = None
-            fresh: list[dict[str, Any]] = []
-            for line in text.splitlines():
-                try:
-                    entry = json.loads(line)
-                except ValueError:
-                    continue
-                if not isinstance(entry, dict):
-                    continue
-                if "resumed_at_step" in entry:
-                    resumed_at = int(entry["resumed_at_step"])
-                else:
-                    fresh.append(entry)
-            if resumed_at is not None:
-                lines = [entry for entry in lines if entry["step"] <= resumed_at]
-            elif fresh:
-                lines = []
-            lines += fresh
-        return lines
+            yield start, [line for line in lines if line["step"] <= through]
+            if start is None:
+                return
+            through = min(through, start.step)
+            if start.trunk is not None:
+                attempts = self.trunk_attempts(start.trunk)
+            number = number - 1 if start.attempt is None else start.attempt
+
+    def checkpoint_step(self, run_id: str) -> int:
+        """The step of the run's newest checkpoint, by its name; 0 where there is none."""
+        return max(saved_steps(entry.name for entry in _entries(self.checkpoints_dir(run_id))), default=0)
+
+    # --- trunks ---
+
+    def publish_trunk(self, trunk_id: str, description: str) -> None:
+        """Write down what the trunk is, if that is not there yet. Raises StoreError where the id is taken."""
+        path = self.trunk_dir(trunk_id) / "spec.json"
+        make_dir(path.parent)
+        if not publish(path, description + "\n") and (_read_text(path) or "").strip() != description:
+            raise StoreError(
+                f"{path}: is not the description of the trunk with this id, whole and unaltered. Nothing was changed; "
+                "move the file away to have it written again"
+            )
+
+    def trunk_status(self, trunk_id: str) -> Status:
+        """What became of the trunk's newest attempt; "done": its points are there, and it can go on to others."""
+        status = self.trunk_attempts(trunk_id).status()
+        return "diverged" if status == "done" and self.trunk_diverged_at(trunk_id) is not None else status
+
+    def publish_point(self, trunk_id: str, step: int, facts: Mapping[str, Any]) -> None:
+        """Say that the checkpoint from which branches at `step` start is on the disk. Saying it again changes
+        nothing."""
+        path = self.trunk_dir(trunk_id) / "points" / f"step{step:08d}.json"
+        make_dir(path.parent)
+        publish(path, json.dumps({"schema": RECORD_SCHEMA, "step": step, **facts}, sort_keys=True) + "\n")
+
+    def trunk_points(self, trunk_id: str) -> tuple[int, ...]:
+        """The steps at which branches can start, ascending: published, and with a checkpoint that is still there."""
+        names = (_POINT.fullmatch(entry.name) for entry in _entries(self.trunk_dir(trunk_id) / "points"))
+        published = {int(name[1]) for name in names if name is not None}
+        there = point_steps(entry.name for entry in _entries(self.trunk_checkpoints_dir(trunk_id)))
+        return tuple(step for step in there if step in published)
+
+    def trunk_checkpoints(self, trunk_id: str) -> tuple[int, ...]:
+        """The steps of the trunk's checkpoints on the way, ascending, by their names."""
+        return tuple(saved_steps(entry.name for entry in _entries(self.trunk_checkpoints_dir(trunk_id))))
+
+    def publish_divergence(self, trunk_id: str, step: int, facts: Mapping[str, Any]) -> None:
+        """Say that the trunk makes no update after `step`; the first to say so stands."""
+        path = self.trunk_dir(trunk_id) / "diverged.json"
+        publish(path, json.dumps({"schema": RECORD_SCHEMA, "step": step, **facts}, sort_keys=True) + "\n")
+
+    def trunk_diverged_at(self, trunk_id: str) -> int | None:
+        """The step after which the trunk diverged; None where it has not."""
+        found = self._record(self.trunk_dir(trunk_id) / "diverged.json", "step")
+        return None if found is None else int(found["step"])
+
+    # --- measured speeds ---
+
+    def publish_speed(self, shape_id: str, name: str, measurement: Mapping[str, Any]) -> bool:
+        """Publish what was measured of a shape; False where there is a measurement of this name already."""
+        path = self.speeds_dir(shape_id) / f"{name}.json"
+        make_dir(path.parent)
+        return publish(path, json.dumps({"schema": RECORD_SCHEMA, **measurement}, sort_keys=True) + "\n")
+
+    def speeds(self, shape_id: str) -> tuple[list[tuple[Path, dict[str, Any]]], list[str]]:
+        """What was measured of a shape, by file in the order of their names, and what is wrong with those that cannot
+        be read."""
+        found, problems = [], []
+        for entry in sorted(_entries(self.speeds_dir(shape_id)), key=lambda entry: entry.name):
+            if not entry.name.endswith(".json") or entry.name.startswith("."):
+                continue
+            try:
+                content = self._record(Path(entry.path))
+            except StoreError as error:
+                problems.append(str(error))
+                continue
+            if content is not None:
+                found.append((Path(entry.path), content))
+        return found, problems
 
     # --- requests ---
 
     def publish_request(self, request: Request) -> Path:
         """Write a request down under the hash of what it asks for; asking for the same again keeps the first."""
-        content = asdict(request)
-        del content["created_at"]
-        name = digest(json.dumps(content, sort_keys=True))
+        content = _without_birth_values(asdict(request))
+        asked = {key: value for key, value in content.items() if key != "created_at"}
+        name = digest(json.dumps(asked, sort_keys=True))
         path = self.requests_dir(request.sweep) / f"{name}.json"
         make_dir(path.parent)
-        if not publish(path, json.dumps({"schema": RECORD_SCHEMA, **asdict(request)}, sort_keys=True) + "\n"):
+        if not publish(path, json.dumps({"schema": RECORD_SCHEMA, **content}, sort_keys=True) + "\n"):
             self._request(path)
             os.utime(path)  # asked for again: the newest now
         return path
@@ -360,8 +557,9 @@ class Store:
         if content is None:
             raise _damaged(path, "gone")
         try:
-            cells = tuple(Cell(**cell) for cell in content["cells"])
-        except TypeError as error:
+            cells = tuple(map(_cell, content["cells"]))
+            tuning = tuple(map(_tuning, content.get("tuning", ())))
+        except (TypeError, KeyError, AttributeError) as error:
             raise _damaged(path, str(error)) from error
         return Request(
             sweep=content["sweep"],
@@ -369,7 +567,35 @@ class Store:
             created_at=content["created_at"],
             report=content["report"],
             cells=cells,
+            tuning=tuning,
         )
+
+
+def _without_birth_values(request: dict[str, Any]) -> dict[str, Any]:
+    """A request as it is written: what came later than the first stores is left out where there is none of it, so that
+    the same request keeps its name."""
+    for cell in request["cells"]:
+        _drop_empty(cell)
+    for tuning in request["tuning"]:
+        for cell in tuning["cells"]:
+            _drop_empty(cell)
+    return {key: value for key, value in request.items() if key != "tuning" or value}
+
+
+def _drop_empty(cell: dict[str, Any]) -> None:
+    for key in ("tuned", "candidates"):
+        if not cell[key]:
+            del cell[key]
+
+
+def _cell(content: Mapping[str, Any]) -> Cell:
+    candidates = tuple(Candidate(**candidate) for candidate in content.get("candidates", ()))
+    return Cell(**{**content, "candidates": candidates})
+
+
+def _tuning(content: Mapping[str, Any]) -> Tuning:
+    settings = {key: tuple(values) for key, values in content["settings"].items()}
+    return Tuning(**{**content, "settings": settings, "cells": tuple(map(_cell, content["cells"]))})
 
 
 _REMEDY = "expected a directory on a disk with room that you may write to; choose another with store.root=DIR"
@@ -379,7 +605,7 @@ def _damaged(path: Path, what: str) -> StoreError:
     return StoreError(f"{path}: damaged ({what}). Nothing was changed; move the file away to have it made again")
 
 
-def is_final(status: Status) -> TypeGuard[FinalStatus]:
+def is_final(status: CellStatus) -> TypeGuard[FinalStatus]:
     """Whether a status is a result, that nothing will change any more."""
     return status in FINAL
 
@@ -434,6 +660,19 @@ def _read_text(path: Path) -> str | None:
         return None
     except (OSError, UnicodeDecodeError) as error:
         raise StoreError(f"{path}: unreadable ({error})") from error
+
+
+def _read_json(path: Path) -> dict[str, Any] | None:
+    text = _read_text(path)
+    if text is None:
+        return None
+    try:
+        value = json.loads(text)
+        if not isinstance(value, dict):
+            raise ValueError("not a JSON object")
+    except ValueError as error:
+        raise _damaged(path, f"{error}; {len(text)} characters") from error
+    return value
 
 
 def _entries(path: Path) -> list["os.DirEntry[str]"]:

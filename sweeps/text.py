@@ -18,7 +18,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def _is_number(text: str) -> bool:
-    return re.fullmatch(r"-|[+-]?[0-9.]+(e[+-]?[0-9]+)?[A-Za-z%]*", text) is not None
+    return re.fullmatch(r"-|\?|[+-]?[0-9.]+(e[+-]?[0-9]+)?[A-Za-z%]*!?", text) is not None
 
 
 def amount(number: float, *, binary: bool = False) -> str:
@@ -38,3 +38,20 @@ def duration(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60} min {whole % 60:02d} s"
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def size_text(n_bytes: int) -> str:
+    """Bytes in three digits and a unit of 1000: 79.6GB."""
+    value, unit = float(n_bytes), "B"
+    for larger in ("KB", "MB", "GB", "TB", "PB"):
+        if float(f"{value:.3g}") < 1000:
+            break
+        value, unit = value / 1000, larger
+    return (f"{value:.3g}" if value < 1000 else f"{value:.0f}") + unit
+
+
+def hours_text(hours: float | None) -> str:
+    """Hours in three digits, such as 0.0123, 4.5, 1880; "?" where nobody knows them."""
+    if hours is None:
+        return "?"
+    return f"{hours:.0f}" if hours >= 100 else f"{hours:.3g}" if hours >= 1e-4 or hours == 0 else f"{hours:.1e}"

@@ -1,7 +1,7 @@
-"""Execute one run: claim it, keep its lease, train, record. The same code under every launcher.
+"""Execute one run, or one trunk: claim it, keep its lease, train, record. The same code under every launcher.
 
-`run_one` is what a launcher calls, in a process of its own. What becomes of it is told by its exit code too,
-so that a scheduler's own state is true.
+`run_one` and `run_trunk` are what a launcher calls, in a process of its own. What becomes of it is told by its exit
+code too, so that a scheduler's own state is true.
 """
 
 import codecs
@@ -25,11 +25,14 @@ from hybrid import outside
 from hybrid.cost import run_cost
 from hybrid.decode import digest, encode
 from hybrid.evals.spec import EvalSpec, ModuleWeightsEvalSpec, NllEvalSpec, canonical, eval_id
+from hybrid.memory import train_memory
 from hybrid.spec import ConfigError, ExecSpec, IntraSpec, RunSpec, StdlibSpec
 from sweeps.identity import run_id as identify
+from sweeps.speed import Measured, measurements, prediction_text, processor, publish_measurement, shape_id
 from sweeps.store import (
     RECORD_SCHEMA,
     Attempt,
+    Attempts,
     Store,
     StoreError,
     describe_os_error,
@@ -38,10 +41,15 @@ from sweeps.store import (
     publish,
     this_process,
 )
+from sweeps.trunks import TrunkJob, branch_step, first_stretch, missing_points, trunk_description, trunk_id
 
 if TYPE_CHECKING:
+    import torch
+
     from hybrid.data import DataSource
     from hybrid.model import LanguageModel
+    from hybrid.train.checkpoint import Checkpoint
+    from hybrid.train.loop import Origin
 
 EXIT_DONE = 0
 EXIT_FAILED = 1
@@ -55,11 +63,11 @@ _HYBRID_ROOT = Path(__file__).resolve().parent.parent
 
 
 class Busy(Exception):
-    """Another copy of the run is alive; nothing is to be done here."""
+    """Another copy of the run, or trunk, is alive; nothing is to be done here."""
 
-    def __init__(self, job: Mapping[str, Any] | None) -> None:
+    def __init__(self, job: Mapping[str, Any] | None, what: str = "run") -> None:
         where = f"by {job['host']}, process {job['pid']}" if job else "elsewhere"
-        super().__init__(f"the run is being trained {where}")
+        super().__init__(f"the {what} is being trained {where}")
 
 
 class Stopped(Exception):
@@ -79,40 +87,53 @@ def take(store: Store, run_id: str, lease_s: float, stop: "StopFlag") -> Attempt
     (or the owner's own lease, if longer) on this process's monotonic clock. Raises Busy as soon as the counter moves,
     Stopped when asked to stop.
     """
+    return _take(store.attempts(run_id), "run", store.record_path(run_id).exists, lease_s, stop)
+
+
+def _take(
+    attempts: Attempts, what: str, finished: Callable[[], bool], lease_s: float, stop: "StopFlag"
+) -> Attempt | None:
+    """`take`, of a run or of a trunk."""
     while True:
-        if store.record_path(run_id).exists():
+        if finished():
             return None
-        number = store.last_attempt(run_id)
-        if number and store.error(run_id, number) is None and not _lease_is_dead(store, run_id, number, lease_s, stop):
+        number = attempts.last()
+        if (
+            number
+            and not attempts.ended(number)
+            and not _lease_is_dead(attempts, number, what, finished, lease_s, stop)
+        ):
             continue
         if stop.reason is not None:
             raise Stopped(f"before it began: {stop.reason}")
-        attempt = store.claim(run_id, number)
+        attempt = attempts.claim(number)
         if attempt is None:
             continue
-        if store.record_path(run_id).exists():  # published between the two looks at it
+        if finished():  # between the two looks at it
             attempt.directory.rmdir()
             return None
         return attempt
 
 
-def _lease_is_dead(store: Store, run_id: str, number: int, lease_s: float, stop: "StopFlag") -> bool:
+def _lease_is_dead(
+    attempts: Attempts, number: int, what: str, finished: Callable[[], bool], lease_s: float, stop: "StopFlag"
+) -> bool:
     """Watch attempt `number` until it is dead (True) or has ended (False). Raises Busy where it lives."""
 
     def sign_of_life() -> tuple[str | None, bool]:
-        return store.heartbeat(run_id, number), store.job(run_id, number) is None
+        return attempts.heartbeat(number), attempts.job(number) is None
 
     seen, since = sign_of_life(), time.monotonic()
     while True:
-        if store.record_path(run_id).exists() or store.error(run_id, number) is not None:
+        if finished() or attempts.ended(number):
             return False
         if stop.reason is not None:
             raise Stopped(f"while it waited for another copy: {stop.reason}")
-        job = store.job(run_id, number)
+        job = attempts.job(number)
         if job is not None and owner_alive(job) is False:
             return True
         if sign_of_life() != seen:
-            raise Busy(job)
+            raise Busy(job, what)
         if time.monotonic() - since > max(lease_s, float(job["lease_s"]) if job else 0.0):
             return True
         time.sleep(_POLL_S)
@@ -146,15 +167,15 @@ class StopFlag:
         self(f"signal {signal.Signals(number).name}")
 
 
-_LEASE_LOST = "another copy has taken the run over"
+_LEASE_LOST = "another copy has taken it over"
 
 
 class _Heart(threading.Thread):
-    """Moves the attempt's counter while it lives, and notices when somebody else has claimed a later attempt."""
+    """Moves the attempt's counter while it lives, and stops it once it is `lost` to somebody else."""
 
-    def __init__(self, store: Store, attempt: Attempt, every_s: float, stop: StopFlag) -> None:
+    def __init__(self, attempt: Attempt, every_s: float, lost: Callable[[], bool], stop: StopFlag) -> None:
         super().__init__(daemon=True, name="heartbeat")
-        self._store, self._attempt, self._every_s, self._stop_flag = store, attempt, every_s, stop
+        self._every_s, self._lost, self._stop_flag = every_s, lost, stop
         self._ended = threading.Event()
         self._path = attempt.directory / "heartbeat"
 
@@ -167,9 +188,7 @@ class _Heart(threading.Thread):
             count += 1
             self._ended.wait(self._every_s)
             with contextlib.suppress(OSError):
-                run_id = self._attempt.run_id
-                taken = self._store.last_attempt(run_id) > self._attempt.number
-                if taken or self._store.record_path(run_id).exists():
+                if self._lost():
                     self._stop_flag(_LEASE_LOST)
 
     def __enter__(self) -> "_Heart":
@@ -186,17 +205,24 @@ class _Heart(threading.Thread):
 class _Observer:
     """What the training loop reports to: metric lines to the attempt, progress to the launcher."""
 
-    def __init__(self, lines: TextIO, log: Callable[[str], None], stop: StopFlag, progress: Progress) -> None:
-        self._lines, self._log, self._stop_flag, self._progress = lines, log, stop, progress
-        self._total_steps = 0
+    def __init__(
+        self, attempt: Attempt, lines: TextIO, log: Callable[[str], None], stop: StopFlag, progress: Progress
+    ) -> None:
+        self._of, self._lines, self._log, self._stop_flag, self._progress = attempt.of, lines, log, stop, progress
+        self._total_steps = self._start_step = 0
+        self.own_steps, self.tokens_per_s = 0, 0.0  # of this attempt
 
-    def start(self, start_step: int, total_steps: int) -> None:
-        self._total_steps = total_steps
-        if start_step:
-            self._write({"resumed_at_step": start_step})
-            self._log(f"resumed at step {start_step} of {total_steps}")
-        else:
+    def start(self, total_steps: int, origin: "Origin | None") -> None:
+        self._total_steps, self._start_step = total_steps, origin.step if origin is not None else 0
+        if origin is None:
             self._log(f"begins, {total_steps} steps")
+        elif origin.owner == self._of:
+            self._write({"resumed_at_step": origin.step, "of_attempt": origin.attempt})
+            self._log(f"resumed at step {origin.step} of {total_steps}")
+        else:
+            start = {"branched_at_step": origin.step, "of_attempt": origin.attempt}
+            self._write({**start, "trunk": origin.owner, "wall_s": origin.wall_s})
+            self._log(f"starts from trunk {origin.owner} at step {origin.step} of {total_steps}")
 
     def metrics(self, line: Mapping[str, Any]) -> None:
         self._write(line)
@@ -205,6 +231,7 @@ class _Observer:
         return self._stop_flag.reason
 
     def tick(self, step: int, loss: float | None, tokens_per_s: float) -> None:
+        self.own_steps, self.tokens_per_s = step - self._start_step, tokens_per_s
         self._progress(step, self._total_steps, loss, tokens_per_s)
 
     def sync(self) -> None:
@@ -228,55 +255,76 @@ def run_one(
     attempt = take(store, run_id, execution.lease_s, stop)
     if attempt is None:
         return _recorded_status(store, run_id)
-    try:
-        return _attempt(store, run, execution, attempt, stop, progress, own_process)
-    except BaseException as error:
-        _record_failure(attempt, error)
-        raise
+    job = _job(execution)
+    return _attempt(
+        attempt,
+        "run",
+        job,
+        execution,
+        lambda: store.last_attempt(run_id) > attempt.number or store.record_path(run_id).exists(),
+        lambda observer, log: _train(store, run, execution, attempt, observer, log, job),
+        stop,
+        progress,
+        own_process,
+    )
 
 
-def _attempt(
-    store: Store,
-    run: RunSpec,
-    execution: ExecSpec,
-    attempt: Attempt,
-    stop: StopFlag,
-    progress: Progress,
-    own_process: bool,
-) -> str:
-    job = {
+def _job(execution: ExecSpec) -> dict[str, Any]:
+    """Who makes an attempt, and how."""
+    return {
         **this_process(),
         "lease_s": execution.lease_s,
         "started_at": now(),
         "command": sys.argv,
         "exec": encode(execution),
     }
-    publish(attempt.directory / "job.json", json.dumps(job) + "\n")
-    with (
-        _Heart(store, attempt, execution.heartbeat_s, stop),
-        open(attempt.directory / "metrics.jsonl", "a", encoding="utf-8") as lines,
-        open(attempt.directory / "log.txt", "a", encoding="utf-8") as log_file,
-    ):
 
-        def log(message: str) -> None:
-            # A line that cannot be written is not worth a run, least of all one whose record is published.
-            with contextlib.suppress(OSError):
-                print(f"{now()} {message}", file=log_file, flush=True)
 
-        if own_process:
-            os.dup2(log_file.fileno(), 1)
-            os.dup2(log_file.fileno(), 2)
-        log(f"run {attempt.run_id}, attempt {attempt.number}, process {os.getpid()} on {platform.node()}")
-        try:
-            status = _train(store, run, execution, attempt, _Observer(lines, log, stop, progress), log, job)
-        except (Busy, Stopped) as ending:
-            log(f"stops: {ending}")
-            raise
-        except BaseException as error:
-            log("".join(traceback.format_exception(error)))
-            raise
-        log(f"ends: {status}")
-        return status
+_Log = Callable[[str], None]
+
+
+def _attempt(
+    attempt: Attempt,
+    what: str,
+    job: Mapping[str, Any],
+    execution: ExecSpec,
+    lost: Callable[[], bool],
+    work: Callable[[_Observer, _Log], str],
+    stop: StopFlag,
+    progress: Progress,
+    own_process: bool,
+) -> str:
+    """Do the work with the attempt's lease kept and everything logged; what goes wrong is recorded in the attempt."""
+    try:
+        publish(attempt.directory / "job.json", json.dumps(job) + "\n")
+        with (
+            _Heart(attempt, execution.heartbeat_s, lost, stop),
+            open(attempt.directory / "metrics.jsonl", "a", encoding="utf-8") as lines,
+            open(attempt.directory / "log.txt", "a", encoding="utf-8") as log_file,
+        ):
+
+            def log(message: str) -> None:
+                # A line that cannot be written is not worth a run, least of all one whose record is published.
+                with contextlib.suppress(OSError):
+                    print(f"{now()} {message}", file=log_file, flush=True)
+
+            if own_process:
+                os.dup2(log_file.fileno(), 1)
+                os.dup2(log_file.fileno(), 2)
+            log(f"{what} {attempt.of}, attempt {attempt.number}, process {os.getpid()} on {platform.node()}")
+            try:
+                status = work(_Observer(attempt, lines, log, stop, progress), log)
+            except (Busy, Stopped) as ending:
+                log(f"stops: {ending}")
+                raise
+            except BaseException as error:
+                log("".join(traceback.format_exception(error)))
+                raise
+            log(f"ends: {status}")
+            return status
+    except BaseException as error:
+        _record_failure(attempt, error)
+        raise
 
 
 def _recorded_status(store: Store, run_id: str) -> str:
@@ -291,48 +339,291 @@ def _train(
     execution: ExecSpec,
     attempt: Attempt,
     observer: _Observer,
-    log: Callable[[str], None],
+    log: _Log,
     job: Mapping[str, Any],
 ) -> str:
     from hybrid.data import open_data
     from hybrid.train.checkpoint import CheckpointStore, save_final_weights
-    from hybrid.train.loop import Interrupted, train
+    from hybrid.train.loop import train
 
+    run_id = attempt.of
     outside.load(execution.mixers)  # this process may not be the one that read the configuration
-    _keep_to_one_source(store, run, attempt)
+    _keep_to_one_source(store.attempts(run_id), "run", run, attempt)
     data = open_data(run.data, run.seq_len, store.data_root)
-    checkpoints = CheckpointStore(
-        store.checkpoints_dir(attempt.run_id), attempt=attempt.number, run_id=attempt.run_id, log=log
-    )
-    try:
-        outcome = train(run, execution, data=data, checkpoints=checkpoints, observer=observer)
-    except Interrupted as interrupted:
-        if interrupted.reason == _LEASE_LOST:
-            raise Busy(store.job(attempt.run_id, store.last_attempt(attempt.run_id))) from interrupted
-        raise Stopped(str(interrupted)) from interrupted
-    weights = store.weights_path(attempt.run_id, attempt.number)
+    checkpoints = CheckpointStore(store.checkpoints_dir(run_id), attempt=attempt.number, run_id=run_id, log=log)
+
+    def start_from(device: "torch.device") -> "Checkpoint | None":
+        return _trunk_checkpoint(store, run, device, log) if execution.trunks else None
+
+    measuring = _Measuring(store, run, execution)
+    with _interruptions(store.attempts(run_id), "run"):
+        outcome = train(run, execution, data=data, checkpoints=checkpoints, observer=observer, start_from=start_from)
+    measured = measuring.facts()
+    weights = store.weights_path(run_id, attempt.number)
     if outcome.status == "done":
         save_final_weights(weights, outcome.model)
     record = {
         "schema": RECORD_SCHEMA,
-        "run_id": attempt.run_id,
+        "run_id": run_id,
         "status": outcome.status,
         "attempt": attempt.number,
         "spec": encode(run),
         "cost": asdict(run_cost(run)),
         "metrics": outcome.metrics,
-        "provenance": provenance(run, execution) | {"started_at": job["started_at"], "finished_at": now()},
+        "provenance": provenance(run, execution)
+        | {"trunk": _trunk_part(store, attempt), "started_at": job["started_at"], "finished_at": now()}
+        | measured,
     }
-    won = store.publish_record(attempt.run_id, record)
+    won = store.publish_record(run_id, record)
     # The run has its record now, whatever becomes of the files that it needed on the way.
     with contextlib.suppress(OSError):
         checkpoints.clear()
         if not won:
             weights.unlink(missing_ok=True)
     if won:
+        if outcome.status == "done":
+            measuring.publish(run_id, observer, log)
+        log(prediction_text(record) or "nothing was measured")
         return outcome.status
     log("another copy recorded the run first; its record stands")
-    return _recorded_status(store, attempt.run_id)
+    return _recorded_status(store, run_id)
+
+
+@contextlib.contextmanager
+def _interruptions(attempts: Attempts, what: str) -> Iterator[None]:
+    """What the loop calls interrupted is busy where the lease was lost, and stopped where it was asked to."""
+    from hybrid.train.loop import Interrupted
+
+    try:
+        yield
+    except Interrupted as interrupted:
+        if interrupted.reason == _LEASE_LOST:
+            raise Busy(attempts.job(attempts.last()), what) from interrupted
+        raise Stopped(str(interrupted)) from interrupted
+
+
+def _trunk_checkpoint(store: Store, run: RunSpec, device: "torch.device", log: _Log) -> "Checkpoint | None":
+    """The latest point of the run's trunk that is not after where the run leaves it; None where there is none."""
+    from hybrid.train.checkpoint import CheckpointStore
+
+    trunk = trunk_id(run)
+    if trunk is None:
+        return None
+    attempts = store.trunk_attempts(trunk)
+    checkpoints = CheckpointStore(store.trunk_checkpoints_dir(trunk), attempt=0, run_id=trunk, log=log)
+    for step in reversed(store.trunk_points(trunk)):
+        found = checkpoints.load_point(step, device) if step <= branch_step(run) else None
+        if found is not None:
+            _compare_with_attempts(attempts, attempts.last(), "trunk", run)
+            return found
+    return None
+
+
+def _trunk_part(store: Store, attempt: Attempt) -> dict[str, Any] | None:
+    """What of the run its trunk paid for: `wall_s` is part of the run's metric of that name."""
+    start = store.branched_from(attempt.of, attempt.number)
+    if start is None:
+        return None
+    return {"id": start.trunk, "step": start.step, "attempt": start.attempt, "wall_s": start.wall_s}
+
+
+# --- trunks -------------------------------------------------------------------------------------
+
+
+def run_trunk(
+    store: Store, job: TrunkJob, *, stop: StopFlag, progress: Progress, own_process: bool = False
+) -> Literal["done", "diverged"]:
+    """Train the trunk until its missing points are there, or it diverges. One attempt for each stretch of points.
+
+    Raises as `run_one`.
+    """
+    store.publish_trunk(job.trunk_id, trunk_description(job.run))
+    attempts = store.trunk_attempts(job.trunk_id)
+
+    def finished() -> bool:
+        return not missing_points(store, job.trunk_id, job.points)
+
+    while True:
+        attempt = _take(attempts, "trunk", finished, job.execution.lease_s, stop)
+        if attempt is None:
+            diverged_at = store.trunk_diverged_at(job.trunk_id)
+            return "done" if diverged_at is None or diverged_at >= job.points[-1] else "diverged"
+        status = _attempt_at_trunk(store, job, attempt, stop, progress, own_process)
+        if status == "diverged":
+            return "diverged"
+
+
+def _attempt_at_trunk(
+    store: Store, job: TrunkJob, attempt: Attempt, stop: StopFlag, progress: Progress, own_process: bool
+) -> str:
+    points = first_stretch(store, job.trunk_id, missing_points(store, job.trunk_id, job.points))
+    attempts = store.trunk_attempts(job.trunk_id)
+    return _attempt(
+        attempt,
+        "trunk",
+        _job(job.execution) | {"points": points, "branches": job.branches},
+        job.execution,
+        lambda: attempts.last() > attempt.number,
+        lambda observer, log: _train_trunk(store, job, points, attempt, observer, log),
+        stop,
+        progress,
+        own_process,
+    )
+
+
+def _train_trunk(
+    store: Store, job: TrunkJob, points: tuple[int, ...], attempt: Attempt, observer: _Observer, log: _Log
+) -> str:
+    from hybrid.data import open_data
+    from hybrid.train.checkpoint import CheckpointStore
+    from hybrid.train.loop import train_trunk
+
+    trunk, run, attempts = job.trunk_id, job.run, store.trunk_attempts(job.trunk_id)
+    outside.load(job.execution.mixers)
+    _keep_to_one_source(attempts, "trunk", run, attempt)
+    data = open_data(run.data, run.seq_len, store.data_root)
+    checkpoints = CheckpointStore(store.trunk_checkpoints_dir(trunk), attempt=attempt.number, run_id=trunk, log=log)
+
+    def saved(step: int, wall_s: float) -> None:
+        store.publish_point(trunk, step, {"attempt": attempt.number, "wall_s": wall_s, "at": now()})
+        log(f"branches can start at step {step}")
+
+    with _interruptions(attempts, "trunk"):
+        outcome = train_trunk(
+            run,
+            job.execution,
+            data=data,
+            checkpoints=checkpoints,
+            observer=observer,
+            points=points,
+            saved=saved,
+        )
+    if outcome.status == "diverged":
+        store.publish_divergence(trunk, outcome.step, {"attempt": attempt.number, "reason": outcome.reason})
+    ending = {"status": outcome.status, "step": outcome.step, "reason": outcome.reason, "at": now()}
+    publish(attempt.directory / "end.json", json.dumps(ending) + "\n")
+    with contextlib.suppress(OSError):
+        checkpoints.clear(at_most=outcome.step)
+    return outcome.status
+
+
+def fail_branch(store: Store, run: RunSpec, execution: ExecSpec, trunk: str, failure: Mapping[str, Any]) -> None:
+    """Record an attempt at a run that could not begin, because its trunk failed as `failure` says (an error.json).
+
+    Does nothing where the run is finished, or another copy has it. Raises OSError, StoreError.
+    """
+    run_id = store.publish_spec(run)
+    if store.status(run_id) not in ("new", "interrupted", "lost", "failed"):
+        return
+    attempt = store.claim(run_id, store.last_attempt(run_id))
+    if attempt is None:
+        return
+    publish(attempt.directory / "job.json", json.dumps(_job(execution)) + "\n")
+    error = {
+        "class": failure["class"],
+        "message": f"trunk {trunk}: {failure['message']}",
+        "trunk": trunk,
+        "traceback": failure.get("traceback"),
+        "at": now(),
+    }
+    publish(attempt.directory / "error.json", json.dumps(error) + "\n")
+
+
+# --- measuring ----------------------------------------------------------------------------------
+
+
+_STEPS_TO_MEASURE = 10  # fewer say more about the first of them, which warms up, than about the others
+
+
+class _Measuring:
+    """What a run says of its speed and memory: made before its model is, so that its memory can be told."""
+
+    def __init__(self, store: Store, run: RunSpec, execution: ExecSpec) -> None:
+        from hybrid.train.preflight import PeakMemory
+
+        self._store, self._run, self._execution = store, run, execution
+        self._predicted_bytes = train_memory(run, execution).total_bytes
+        self._device_name = device_name(execution)
+        self._preflight_tokens_per_s: float | None = None
+        with contextlib.suppress(OSError):  # it would be good to know
+            for known in measurements(store, shape_id(run, execution)):
+                if known.source == "preflight" and known.device_name == self._device_name:
+                    self._preflight_tokens_per_s = known.tokens_per_s
+        self._memory = PeakMemory(execution)
+        self._peak_bytes: int | None = None
+
+    def facts(self) -> dict[str, Any]:
+        """For the record's provenance, once training has ended: what was predicted, and what came of it."""
+        self._peak_bytes = self._memory.peak_bytes()
+        return {
+            "device_name": self._device_name,
+            "predicted_memory_bytes": self._predicted_bytes,
+            "peak_memory_bytes": self._peak_bytes,
+            "preflight_tokens_per_s": self._preflight_tokens_per_s,
+        }
+
+    def publish(self, run_id: str, observer: _Observer, log: _Log) -> None:
+        """For plans to come, if this attempt made steps enough. A store that is full is no reason to fail: the run has
+        its record."""
+        if observer.own_steps < _STEPS_TO_MEASURE:
+            return
+        measured = Measured(
+            device_name=self._device_name,
+            tokens_per_s=observer.tokens_per_s,
+            peak_memory_bytes=self._peak_bytes,
+            predicted_memory_bytes=self._predicted_bytes,
+            source="runs",
+            run_id=run_id,
+        )
+        try:
+            publish_measurement(self._store, self._run, self._execution, measured)
+        except (OSError, ValueError) as error:
+            log(f"its speed is not kept: {error}")
+
+
+def device_name(execution: ExecSpec) -> str:
+    """What torch calls the GPU that a run would use, or the name of the processor.
+
+    Raises ConfigError where there is no such device.
+    """
+    if execution.device == "cpu":
+        return processor()
+    import torch
+
+    from hybrid.train.loop import numerics
+
+    with numerics(execution, seed=0):
+        return str(torch.cuda.get_device_name(execution.device))
+
+
+def preflight_one(run: RunSpec, execution: ExecSpec, done: Callable[[str], object]) -> Measured:
+    """Three steps of the run on random tokens: see `hybrid.train.preflight`. `done` is told of each, in a line.
+
+    In a process of its own. Raises ConfigError where there is no such device, and whatever goes wrong.
+    """
+    from hybrid.train.preflight import STEPS, PeakMemory, StepTime, timed_steps, tokens_per_s
+
+    outside.load(execution.mixers)  # this process may not be the one that read the configuration
+    predicted = train_memory(run, execution).total_bytes
+    name = device_name(execution)
+    memory = PeakMemory(execution)
+
+    def tell(step: int, time: StepTime) -> None:
+        part = "" if time.sequences == run.batch_size else f" with {time.sequences} of {run.batch_size} sequences"
+        done(f"step {step + 1} of {STEPS}{part}: {time.forward_backward_s + time.update_s:.3g} s")
+
+    steps, _ = timed_steps(run, execution, done=tell)
+    return Measured(
+        device_name=name,
+        tokens_per_s=tokens_per_s(run, steps),
+        peak_memory_bytes=memory.peak_bytes(),
+        predicted_memory_bytes=predicted,
+        source="preflight",
+        run_id=None,
+    )
+
+
+# --- failures -----------------------------------------------------------------------------------
 
 
 def _record_failure(attempt: Attempt, error: BaseException) -> None:
@@ -458,16 +749,22 @@ def _final_weights(store: Store, run: RunSpec, purpose: str) -> Path:
     return weights
 
 
-def _keep_to_one_source(store: Store, run: RunSpec, attempt: Attempt) -> None:
+def _keep_to_one_source(attempts: Attempts, what: str, run: RunSpec, attempt: Attempt) -> None:
     """All attempts at a run with outside mixers use the same files, to the byte; kept beside each attempt's job."""
     hashes = outside.source_hashes(run.model)
-    if not hashes:
+    if hashes:
+        _compare_with_attempts(attempts, attempt.number - 1, what, run)
+        publish(attempt.directory / _SOURCES, json.dumps(hashes) + "\n")
+
+
+def _compare_with_attempts(attempts: Attempts, last: int, what: str, run: RunSpec) -> None:
+    """Raises StoreError where one of the attempts, to the number `last`, used other files for the run's mixers."""
+    if not outside.source_hashes(run.model):
         return
-    for number in range(1, attempt.number):
-        earlier = store.attempt_dir(attempt.run_id, number) / _SOURCES
+    for number in range(1, last + 1):
+        earlier = attempts.path(number) / _SOURCES
         if earlier.exists():
-            _compare_sources(run, json.loads(earlier.read_text()), f"attempt {number} at this run was made")
-    publish(attempt.directory / _SOURCES, json.dumps(hashes) + "\n")
+            _compare_sources(run, json.loads(earlier.read_text()), f"attempt {number} at this {what} was made")
 
 
 def _compare_sources(run: RunSpec, earlier: Mapping[str, str], what: str) -> None:
@@ -571,7 +868,7 @@ def provenance(run: RunSpec, execution: ExecSpec) -> dict[str, Any]:
         "versions": {"python": platform.python_version(), **{name: _version(name) for name in ("torch", "numpy")}},
         "host": platform.node(),
         "platform": platform.platform(),
-        "processor": _processor(),
+        "processor": processor(),
         "device": execution.device,
         "exec": encode(execution),
         "mixers": outside.source_hashes(run.model),
@@ -598,11 +895,3 @@ def _version(package: str) -> str | None:
         return version(package)
     except PackageNotFoundError:
         return None
-
-
-def _processor() -> str:
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor()

@@ -6,6 +6,9 @@ version of the format, so that a newer file can be told from a damaged one.
 
 A file appears under its name only when it is whole and on the disk: it is written under another name beside it, synced,
 renamed, and the directory synced. Older ones go only after that.
+
+A trunk's checkpoints are of two sorts: those on the way, as a run's, and points, which its branches start from and
+which are kept.
 """
 
 import contextlib
@@ -13,7 +16,6 @@ import hashlib
 import json
 import logging
 import os
-import re
 import socket
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -24,6 +26,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from hybrid.checkpoint_files import point_file, point_step, step_and_attempt, step_file
 from hybrid.durable import make_dir, sync_dir
 from hybrid.spec import ConfigError
 
@@ -34,14 +37,15 @@ _HEADER_BYTES: Final = 512
 _BLOCK_BYTES: Final = 1 << 20
 _KEPT: Final = 2
 _DEAD_AFTER_S: Final = 3600.0
-_NAME: Final = re.compile(r"step(\d{8,})-a(\d{3,})\.ckpt")
+_LAST: Final = 1 << 62  # a point goes before any attempt's checkpoint of the same step
 
 
 @final
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """What was saved after `step` updates, by which attempt."""
+    """What was saved after `step` updates, by which attempt at the run or trunk `owner`."""
 
+    owner: str
     step: int
     attempt: int
     state: dict[str, Any]
@@ -49,10 +53,10 @@ class Checkpoint:
 
 @final
 class CheckpointStore:
-    """The checkpoints of one run, in a directory that its attempts share; this object speaks for one attempt.
+    """The checkpoints of one run or trunk, in a directory that its attempts share; this object speaks for one attempt.
 
-    Files are named `step00000120-a001.ckpt`. The last two that this attempt saved or loaded are kept, whatever else
-    lies there: a damaged file with a higher step can push no good one out.
+    Of those on the way, the last two that this attempt saved or loaded are kept, whatever else lies there: a damaged
+    file with a higher step can push no good one out. Points are all kept.
     """
 
     def __init__(
@@ -63,7 +67,7 @@ class CheckpointStore:
         attempt: int,
         log: Callable[[str], None] = _LOGGER.warning,
     ) -> None:
-        """`log` is told, a line each, of checkpoints that had to be passed over."""
+        """`run_id` may be a trunk's; `log` is told, a line each, of checkpoints that had to be passed over."""
         self._directory = directory
         self._run_id = run_id
         self._attempt = attempt
@@ -77,8 +81,15 @@ class CheckpointStore:
         `state`: what `torch.load` reads with weights_only: tensors, numbers, texts, and lists and dicts of them.
         Raises OSError if it cannot be written; all that was there before then still is.
         """
+        return self._save(state, step, step_file(step, self._attempt))
+
+    def save_point(self, state: Mapping[str, Any], step: int) -> Path:
+        """Like `save`, of a checkpoint that branches start from, which is kept."""
+        return self._save(state, step, point_file(step))
+
+    def _save(self, state: Mapping[str, Any], step: int, name: str) -> Path:
         make_dir(self._directory)
-        path = self._directory / f"step{step:08d}-a{self._attempt:03d}.ckpt"
+        path = self._directory / name
         with _replacing(path, self._temporary(path)) as file:
             header = {"format": _FORMAT, "version": _VERSION, "run_id": self._run_id}
             header |= {"step": step, "attempt": self._attempt}
@@ -87,47 +98,64 @@ class CheckpointStore:
         self._prune(newest=path)
         return path
 
-    def load_latest(self, device: torch.device | None = None) -> Checkpoint | None:
+    def load_latest(self, device: torch.device | None = None, *, at_most: int | None = None) -> Checkpoint | None:
         """The newest checkpoint that is whole, its tensors on `device` (the CPU unless given); None if there is none.
 
-        Damaged ones are logged and passed over; they are removed after the next save. Raises ConfigError for a
-        whole checkpoint of another run or of a newer format, OSError if the disk cannot be read.
+        `at_most`: of those after at most so many updates. Damaged ones are logged and passed over; they are removed
+        after the next save. Raises ConfigError for a whole checkpoint of another run or of a newer format, OSError if
+        the disk cannot be read.
         """
-        for _, path in sorted(self._checkpoints(), reverse=True):
-            try:
-                header, state = _read(path, device or torch.device("cpu"))
-            except FileNotFoundError:
-                continue  # another attempt removed it between the listing and now
-            except _Damaged as damage:
-                self._log(f"{path}: damaged and passed over: {damage}")
-                self._damaged.append(path)
-                continue
-            if header["run_id"] != self._run_id:
-                raise ConfigError(
-                    f"{path} = a checkpoint of run {header['run_id']}: expected one of run {self._run_id}; "
-                    "move it away, or give each run a checkpoint directory of its own"
-                )
-            self._good = [path]
-            return Checkpoint(step=header["step"], attempt=header["attempt"], state=state)
+        for (step, _), path in sorted([*self._checkpoints(), *self._points()], reverse=True):
+            if at_most is None or step <= at_most:
+                loaded = self._load(path, device)
+                if loaded is not None:
+                    return loaded
         return None
 
-    def clear(self) -> None:
-        """Remove all checkpoints of the run; its final weights stay."""
-        for _, path in self._checkpoints():
-            path.unlink(missing_ok=True)
+    def load_point(self, step: int, device: torch.device | None = None) -> Checkpoint | None:
+        """The point at `step`; None if it is not there, or damaged, which is logged. Raises as `load_latest`."""
+        return self._load(self._directory / point_file(step), device)
+
+    def _load(self, path: Path, device: torch.device | None) -> Checkpoint | None:
+        try:
+            header, state = _read(path, device or torch.device("cpu"))
+        except FileNotFoundError:
+            return None  # another attempt removed it between the listing and now
+        except _Damaged as damage:
+            self._log(f"{path}: damaged and passed over: {damage}")
+            self._damaged.append(path)
+            return None
+        if header["run_id"] != self._run_id:
+            raise ConfigError(
+                f"{path} = a checkpoint of run {header['run_id']}: expected one of run {self._run_id}; "
+                "move it away, or give each run a checkpoint directory of its own"
+            )
+        self._good = [path]
+        return Checkpoint(owner=header["run_id"], step=header["step"], attempt=header["attempt"], state=state)
+
+    def clear(self, at_most: int | None = None) -> None:
+        """Remove all checkpoints on the way, or those after at most so many updates; final weights and points stay."""
+        for (step, _), path in self._checkpoints():
+            if at_most is None or step <= at_most:
+                path.unlink(missing_ok=True)
         for path in self._directory.glob(f".*-a{self._attempt:03d}.tmp"):
             path.unlink(missing_ok=True)
         self._good, self._damaged = [], []
 
     def _checkpoints(self) -> list[tuple[tuple[int, int], Path]]:
-        """((step, attempt), path) of every file with a checkpoint's name, in no order."""
-        if not self._directory.is_dir():
-            return []
-        found = ((_NAME.fullmatch(path.name), path) for path in self._directory.iterdir())
-        return [((int(name[1]), int(name[2])), path) for name, path in found if name is not None]
+        """((step, attempt), path) of every file with the name of a checkpoint on the way, in no order."""
+        found = ((step_and_attempt(path.name), path) for path in self._files())
+        return [(key, path) for key, path in found if key is not None]
+
+    def _points(self) -> list[tuple[tuple[int, int], Path]]:
+        found = ((point_step(path.name), path) for path in self._files())
+        return [((step, _LAST), path) for step, path in found if step is not None]
+
+    def _files(self) -> list[Path]:
+        return list(self._directory.iterdir()) if self._directory.is_dir() else []
 
     def _temporary(self, path: Path) -> Path:
-        return path.with_name(f".{path.stem}.tmp")
+        return path.with_name(f".{path.stem.partition('-')[0]}-a{self._attempt:03d}.tmp")
 
     def _prune(self, newest: Path) -> None:
         """Remove what `newest`, now durable, makes superfluous. What cannot be removed is no reason to end a run."""
@@ -267,9 +295,11 @@ def _header_text(header: Mapping[str, Any]) -> bytes:
 
 
 def _key(path: Path) -> tuple[int, int]:
-    name = _NAME.fullmatch(path.name)
-    assert name is not None
-    return int(name[1]), int(name[2])
+    """Step and attempt, by which checkpoints are in order."""
+    point = point_step(path.name)
+    key = step_and_attempt(path.name) if point is None else (point, _LAST)
+    assert key is not None
+    return key
 
 
 @contextlib.contextmanager

@@ -4,13 +4,16 @@ At equal `ExecSpec`, on the CPU, a run is a function of its spec to the last bit
 logged, validated and saved at another pace, it has the same weights. Another `microbatch` or number of threads changes
 the order of sums, hence the last digits.
 
+Runs that differ only in their length share every update before their cooldowns. `train_trunk` makes those updates once
+and saves where each of the runs leaves; `train` goes on from there, to the same bits as from the beginning.
+
 Shapes: B sequences, L positions.
 """
 
 import math
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar, Final, Literal, Protocol, assert_never, final
@@ -43,11 +46,25 @@ guessing for a hundred steps has lost what it knew; a spike that it recovers fro
 large initial loss. Part of what a run is: changing either number changes which runs diverge."""
 
 
+@final
+@dataclass(frozen=True, kw_only=True)
+class Origin:
+    """The checkpoint that training goes on from: of the run or trunk `owner`, made by that one's `attempt`.
+
+    `wall_s` is all the time that training up to it took.
+    """
+
+    owner: str
+    step: int
+    attempt: int
+    wall_s: float
+
+
 class Observer(Protocol):
     """Who is told of a run's progress, and may ask it to stop."""
 
-    def start(self, start_step: int, total_steps: int) -> None:
-        """Once, before the first step; `start_step` > 0 where the run was resumed after that many updates."""
+    def start(self, total_steps: int, origin: Origin | None) -> None:
+        """Once, before the first step; `origin` is None at the beginning of a run."""
 
     def metrics(self, line: dict[str, float | int | str | bool]) -> None:
         """A line of metrics; those after a checkpoint's step come again when the run is resumed from it."""
@@ -69,6 +86,20 @@ class Interrupted(Exception):
         super().__init__(f"stopped at step {step}: {reason}")
         self.reason = reason
         self.step = step
+
+
+StartFrom = Callable[[torch.device], Checkpoint | None]
+"""Where a run that has no checkpoint of its own starts: a trunk's, or None, at the beginning."""
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class TrunkOutcome:
+    """How a trunk's training ended, after how many updates; `reason` says why it diverged."""
+
+    status: Literal["done", "diverged"]
+    step: int
+    reason: str | None
 
 
 @final
@@ -107,17 +138,24 @@ def build_model(spec: RunSpec, execution: ExecSpec) -> LanguageModel:
 
 
 def train(
-    spec: RunSpec, execution: ExecSpec, *, data: DataSource, checkpoints: CheckpointStore, observer: Observer
+    spec: RunSpec,
+    execution: ExecSpec,
+    *,
+    data: DataSource,
+    checkpoints: CheckpointStore,
+    observer: Observer,
+    start_from: StartFrom | None = None,
 ) -> Outcome:
-    """Train from the latest checkpoint, or from the start, to the end.
+    """Train from the latest checkpoint, else from that of `start_from`, else from the beginning, to the end.
 
     `metrics` of the outcome: `steps` and `tokens` of the updates made; `train_loss_nats`, mean over the last
     `FINAL_LOSS_STEPS` updates (None if none was made); of the validation at the end, which reads at most
     `VALIDATION_TOKENS`: `val_loss_nats`, `val_accuracy`, `val_bits_per_byte` (None where tokens are not bytes) and
     `val_tokens` scored (all None, and 0, if diverged); `expert_load_max`, mean over the same updates as the loss (None
     without experts);
-    `solved` (None without a stop rule) and `steps_to_threshold`; `wall_s`, all of it, attempts before a resume
-    included; `tokens_per_s` of the steps alone; and for a diverged run the `reason`.
+    `solved` (None without a stop rule) and `steps_to_threshold`; `wall_s`, all of it, that of attempts before a resume
+    and of the trunk up to its checkpoint included, as if trained alone; `tokens_per_s` of the steps alone; and for a
+    diverged run the `reason`.
 
     Metric lines hold means since the line before (`train_loss_nats`, `tokens_per_s`) and values of the line's step
     (`lr`, `grad_norm`, before clipping). Validation lines come where a validation during training is due; one comes
@@ -130,7 +168,38 @@ def train(
     Raises Interrupted if the observer asked for it, after saving; OSError if a checkpoint cannot be written or read.
     """
     with numerics(execution, spec.init_seed):
-        return _Training(spec, execution, data, checkpoints, observer).run()
+        return _Training(spec, execution, data, checkpoints, observer).run(start_from)
+
+
+def train_trunk(
+    spec: RunSpec,
+    execution: ExecSpec,
+    *,
+    data: DataSource,
+    checkpoints: CheckpointStore,
+    observer: Observer,
+    points: Sequence[int],
+    saved: Callable[[int, float], None],
+) -> TrunkOutcome:
+    """Train what branches share, from the latest checkpoint not after the first of `points` to the last of them.
+
+    `spec` is that of a branch whose cooldown begins at the last point or later; `points` are steps, ascending. At each
+    a checkpoint is saved that is kept, after what else is due at that step, and `saved` is called with the step and
+    the wall time up to it. Lines are those of the run; there is no validation but those during training.
+
+    A trunk that diverges saves such a checkpoint too, before the update that it does not make: a branch that starts
+    there diverges at once, as it would have by itself.
+
+    Raises as `train`.
+    """
+    if not points or list(points) != sorted(set(points)) or points[0] < 1 or points[-1] >= spec.train_steps:
+        raise ValueError(f"points {points}: expected steps in order, from 1 to below {spec.train_steps}")
+    if (spec.train_steps - points[-1] + 1) * spec.batch_tokens < spec.schedule.cooldown_tokens:
+        raise ValueError(f"points {points}: expected none after the first update of the cooldown")
+    if spec.stop is not None:
+        raise ValueError("a run with a stop rule ends where its validation says, and shares nothing")
+    with numerics(execution, spec.init_seed):
+        return _Training(spec, execution, data, checkpoints, observer).run_trunk(points, saved)
 
 
 @final
@@ -210,44 +279,89 @@ class _Training:
         self.progress = _Progress()
         self.began_s = time.monotonic()
         self.saved_s = self.began_s
+        self.saved_step = 0
+        self.start_step, self.before_s, self.before_train_s = 0, 0.0, 0.0
 
-    def run(self) -> Outcome:
+    def run(self, start_from: StartFrom | None) -> Outcome:
         """From the latest checkpoint to the end."""
-        latest = self.checkpoints.load_latest(self.device)
+        self._begin(self.spec.train_steps, at_most=None, start_from=start_from)
+        # The end is when the final validation is there: its result is part of the last step's checkpoint.
+        while self.progress.final is None:
+            reason = self._step()
+            if reason is not None:
+                return self._diverged(reason)
+            self._stop_or_save()
+        return Outcome(status="done", metrics=self._metrics(), model=self.model)
+
+    def run_trunk(self, points: Sequence[int], saved: Callable[[int, float], None]) -> TrunkOutcome:
+        """From the latest checkpoint not after the first point to the last point."""
+        progress = self._begin(points[-1], at_most=points[0], start_from=None)
+        for point in points:
+            while progress.step < point:
+                reason = self._step()
+                if reason is not None:
+                    if progress.step:
+                        self._save_point(saved)
+                    return TrunkOutcome(status="diverged", step=progress.step, reason=reason)
+                if progress.step < point:
+                    self._stop_or_save()
+            self._save_point(saved)
+            if point < points[-1]:
+                self._stop_or_save()
+        return TrunkOutcome(status="done", step=progress.step, reason=None)
+
+    def _begin(self, total_steps: int, *, at_most: int | None, start_from: StartFrom | None) -> "_Progress":
+        """Restore what there is to go on from, and say so."""
+        latest = self.checkpoints.load_latest(self.device, at_most=at_most)
+        if latest is None and start_from is not None:
+            latest = start_from(self.device)
         if latest is not None:
             self._restore(latest)
         progress = self.progress
-        start_step, before_s, before_train_s = progress.step, progress.wall_s, progress.train_s
-        self.observer.start(start_step, self.spec.train_steps)
+        self.saved_step = progress.step
+        self.start_step, self.before_s, self.before_train_s = progress.step, progress.wall_s, progress.train_s
+        origin = None
+        if latest is not None:
+            origin = Origin(owner=latest.owner, step=latest.step, attempt=latest.attempt, wall_s=progress.wall_s)
+        self.observer.start(total_steps, origin)
         self.model.train()
-        # The end is when the final validation is there: its result is part of the last step's checkpoint.
-        while progress.final is None:
-            step_began_s = time.perf_counter()
-            measured = self._forward_backward()
-            reason = self._divergence(measured)
-            if reason is not None:
-                progress.wall_s = before_s + time.monotonic() - self.began_s
-                return self._diverged(reason)
-            self._update(measured)
-            seconds = time.perf_counter() - step_began_s
-            progress.train_s += seconds
-            progress.line_s += seconds
+        return progress
 
-            progress.wall_s = before_s + time.monotonic() - self.began_s
-            self._validate()
-            if progress.step % self.execution.log_every_steps == 0 or progress.final is not None:
-                self._line()
-            trained = (progress.step - start_step) * self.spec.batch_tokens
-            self.observer.tick(progress.step, measured.loss_nats, _rate(trained, progress.train_s - before_train_s))
+    def _step(self) -> str | None:
+        """One update, with the validation and the line that are due after it; or why it is not made: a divergence."""
+        progress = self.progress
+        step_began_s = time.perf_counter()
+        measured = self._forward_backward()
+        reason = self._divergence(measured)
+        if reason is not None:
+            self._clock()
+            return reason
+        self._update(measured)
+        seconds = time.perf_counter() - step_began_s
+        progress.train_s += seconds
+        progress.line_s += seconds
 
-            progress.wall_s = before_s + time.monotonic() - self.began_s
-            reason = self.observer.stop_requested()
-            if reason is not None:
+        self._clock()
+        self._validate()
+        if progress.step % self.execution.log_every_steps == 0 or progress.final is not None:
+            self._line()
+        trained = (progress.step - self.start_step) * self.spec.batch_tokens
+        self.observer.tick(progress.step, measured.loss_nats, _rate(trained, progress.train_s - self.before_train_s))
+        self._clock()
+        return None
+
+    def _stop_or_save(self) -> None:
+        """Save and raise Interrupted if asked to stop; save if that is due."""
+        reason = self.observer.stop_requested()
+        if reason is not None:
+            if self.progress.step != self.saved_step:
                 self._save()
-                raise Interrupted(reason, progress.step)
-            if progress.final is None and time.monotonic() - self.saved_s >= self.execution.checkpoint_every_s:
-                self._save()
-        return Outcome(status="done", metrics=self._metrics(), model=self.model)
+            raise Interrupted(reason, self.progress.step)
+        if self.progress.final is None and time.monotonic() - self.saved_s >= self.execution.checkpoint_every_s:
+            self._save()
+
+    def _clock(self) -> None:
+        self.progress.wall_s = self.before_s + time.monotonic() - self.began_s
 
     # --- a step ---------------------------------------------------------------------------------
 
@@ -413,8 +527,20 @@ class _Training:
         }
 
     def _save(self) -> None:
+        self.observer.sync()
+        self.checkpoints.save(self._state(), self.progress.step)
+        self.saved_s, self.saved_step = time.monotonic(), self.progress.step
+
+    def _save_point(self, saved: Callable[[int, float], None]) -> None:
+        self.observer.sync()
+        self.checkpoints.save_point(self._state(), self.progress.step)
+        self.saved_s, self.saved_step = time.monotonic(), self.progress.step
+        saved(self.progress.step, self.progress.wall_s)
+
+    def _state(self) -> dict[str, Any]:
+        """All that training goes on from."""
         cuda = self.device.type == "cuda"
-        state = {
+        return {
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "random": {
@@ -423,9 +549,6 @@ class _Training:
             },
             "progress": self.progress.state(),
         }
-        self.observer.sync()
-        self.checkpoints.save(state, self.progress.step)
-        self.saved_s = time.monotonic()
 
     def _restore(self, checkpoint: Checkpoint) -> None:
         state = checkpoint.state

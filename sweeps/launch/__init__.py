@@ -1,12 +1,15 @@
 """Where runs are carried out: here, in local processes, (later) on a cluster; one interface."""
 
+import contextlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from sweeps.cells import CellRun
-from sweeps.store import Store
+from sweeps.store import Store, StoreError
+from sweeps.trunks import branch_step
+from sweeps.worker import fail_branch
 
 EndStatus = Literal["done", "diverged", "failed", "interrupted", "busy"]
 
@@ -23,6 +26,15 @@ class End:
     message: str = ""
 
 
+@dataclass(frozen=True, kw_only=True)
+class TrunkEnd:
+    """What became of a trunk; "done" and "diverged" both leave its branches to run."""
+
+    trunk_id: str
+    status: EndStatus
+    message: str = ""
+
+
 class Launcher(ABC):
     """Carries out runs that are missing from a store."""
 
@@ -34,5 +46,41 @@ class Launcher(ABC):
     def launch(self, cells: Sequence[CellRun], store: Store) -> list[End]:
         """Run the cells, in this order where there is room for one at a time; one that fails does not stop the others.
 
+        What several of them share is trained once, as a trunk, before the first of its branches; where that fails,
+        those of its branches fail that it was to bring to where they start.
+
         Returns when all have ended. On an interrupt (Ctrl-C) every run saves what it has, and the ends say so.
         """
+
+
+def announce(branches: Sequence[CellRun], store: Store) -> None:
+    """Write down which runs wait for their trunk, so that `sweeps status` can say so. Where it fails, it cannot."""
+    with contextlib.suppress(OSError, StoreError):
+        for cell in branches:
+            store.publish_spec(cell.resolved.run)
+
+
+def blocked(cell: CellRun, trunk: TrunkEnd, store: Store) -> End | None:
+    """How a branch ends that cannot begin because of how its trunk ended; None where it can.
+
+    A failure is recorded as an attempt at the branch.
+    """
+    if trunk.status in ("done", "diverged") or branch_step(cell.resolved.run) in store.trunk_points(trunk.trunk_id):
+        return None
+    if trunk.status == "failed":
+        _record(cell, trunk, store)
+    return End(cell=cell, status=trunk.status, message=f"its trunk {trunk.trunk_id} {trunk_ended(trunk)}")
+
+
+def trunk_ended(trunk: TrunkEnd) -> str:
+    """How a trunk ended, for people."""
+    words = {"failed": "failed", "interrupted": "was interrupted", "busy": "is busy"}
+    return words.get(trunk.status, trunk.status) + (f": {trunk.message}" if trunk.message else "")
+
+
+def _record(cell: CellRun, trunk: TrunkEnd, store: Store) -> None:
+    attempts = store.trunk_attempts(trunk.trunk_id)
+    # The end that is returned says it too: a disk that is full must not hide it.
+    with contextlib.suppress(OSError, StoreError):
+        error = attempts.error(attempts.last()) or {"class": "unknown", "message": trunk.message}
+        fail_branch(store, cell.resolved.run, cell.resolved.execution, trunk.trunk_id, error)

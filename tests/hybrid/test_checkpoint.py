@@ -273,6 +273,58 @@ def test_a_checkpoint_of_a_newer_format_is_refused_and_kept(tmp_path: Path, monk
     assert path.exists()
 
 
+def test_points_are_kept_and_count_as_checkpoints(tmp_path: Path) -> None:
+    first = store_of(tmp_path)
+    for step in (5, 10, 15):
+        first.save_point(state_at(step), step)
+        first.save(state_at(step + 1), step + 1)
+    second = store_of(tmp_path, attempt=2)
+    steps = [second.load_latest(at_most=limit) for limit in (None, 16, 15, 12, 4)]
+    assert [None if found is None else found.step for found in steps] == [16, 16, 15, 10, None]
+    second.save(state_at(20), 20)
+    second.save(state_at(21), 21)
+    points = [f"point000000{step}.ckpt" for step in ("05", "10", "15")]
+    assert names(tmp_path) == [*points, "step00000020-a002.ckpt", "step00000021-a002.ckpt"]
+    second.clear(at_most=20)
+    assert names(tmp_path) == [*points, "step00000021-a002.ckpt"]
+    second.clear()
+    assert names(tmp_path) == points
+
+
+def test_one_point_is_loaded_if_it_is_there_and_whole(tmp_path: Path) -> None:
+    path = store_of(tmp_path).save_point(state_at(5), 5)
+    store_of(tmp_path).save(state_at(6), 6)
+    notes: list[str] = []
+    reader = store_of(tmp_path, attempt=0, notes=notes)
+    found = reader.load_point(5)
+    assert found is not None
+    assert (found.owner, found.step, found.attempt) == (RUN, 5, 1)
+    assert_is_state(found.state, 5)
+    assert reader.load_point(6) is None
+    os.truncate(path, 700)
+    assert reader.load_point(5) is None
+    assert len(notes) == 1
+    assert str(path) in notes[0]
+
+
+def test_a_damaged_point_is_made_anew(tmp_path: Path) -> None:
+    path = store_of(tmp_path).save_point(state_at(5), 5)
+    os.truncate(path, 700)
+    second = store_of(tmp_path, attempt=2)
+    assert second.load_latest() is None
+    assert second.save_point(state_at(5), 5) == path
+    found = store_of(tmp_path).load_point(5)
+    assert found is not None
+    assert found.attempt == 2
+
+
+def test_a_point_of_another_trunk_is_refused_and_kept(tmp_path: Path) -> None:
+    path = CheckpointStore(tmp_path, run_id="ffffffffffff", attempt=1).save_point(state_at(1), 1)
+    with pytest.raises(ConfigError, match=r"of run ffffffffffff: expected one of run 0123456789ab"):
+        store_of(tmp_path).load_point(1)
+    assert path.exists()
+
+
 def test_permissions_follow_the_umask(tmp_path: Path) -> None:
     before = os.umask(0o002)
     try:

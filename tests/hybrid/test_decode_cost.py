@@ -183,7 +183,9 @@ def test_an_outside_mixer_costs_one_positions_forward_and_its_state_read_and_wri
 
 
 def test_the_roofline_is_the_slower_of_operations_and_bytes() -> None:
-    device = DeviceSpec(name="a device", flops_per_s=1e12, bytes_per_s=1e9, dtype="bfloat16")
+    device = DeviceSpec(
+        name="a device", reported_names=(), flops_per_s=1e12, bytes_per_s=1e9, memory_bytes=10**9, dtype="bfloat16"
+    )
     cost = DecodeCost(full_flops=4 * 10**12, weight_bytes=10**9, kv_bytes=10**9, state_bytes=10**9)
     line = roofline(cost, device)
     assert (line.compute_s, line.memory_s, line.time_s) == (4.0, 3.0, 4.0)

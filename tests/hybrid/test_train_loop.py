@@ -42,6 +42,7 @@ from hybrid.train.loop import (
     FINAL_LOSS_STEPS,
     VALIDATION_TOKENS,
     Interrupted,
+    Origin,
     Outcome,
     build_model,
     train,
@@ -141,13 +142,15 @@ class Recorder:
         self.lines: list[Line] = []
         self.start_step = -1
         self.total_steps = -1
+        self.origin: Origin | None = None
         self.step = 0
         self.ticks: list[tuple[int, float | None]] = []
         self.synced_lines: list[int] = []
         self._stop_at, self._crash_at = stop_at, crash_at
 
-    def start(self, start_step: int, total_steps: int) -> None:
-        self.start_step, self.total_steps = start_step, total_steps
+    def start(self, total_steps: int, origin: Origin | None) -> None:
+        self.start_step, self.total_steps = 0 if origin is None else origin.step, total_steps
+        self.origin = origin
 
     def metrics(self, line: Line) -> None:
         self.lines.append(line)

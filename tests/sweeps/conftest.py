@@ -6,12 +6,18 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from hybrid.config import Resolved
+from hybrid.decode import encode
+from sweeps.cells import CellRun, Expansion
+from sweeps.plan import Plan, make_plan
+from sweeps.plan_settings import PlanSettings, read_plan_settings
+from sweeps.store import RECORD_SCHEMA, Store
 
 REPO = Path(__file__).resolve().parent.parent.parent
 
@@ -72,3 +78,53 @@ def wait_for(condition: Callable[[], Any], timeout_s: float = 60.0) -> None:
     while not condition():
         assert time.monotonic() < deadline, "it never happened"
         time.sleep(0.02)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Planned:
+    """A plan with what it was made of."""
+
+    plan: Plan
+    settings: PlanSettings
+    expansion: Expansion
+
+
+class Planner:
+    """Plans command lines against one store, which is empty until something is put there."""
+
+    def __init__(self, store: Store, expand_request: Callable[..., Expansion]) -> None:
+        self.store = store
+        self._expand_request = expand_request
+
+    def __call__(self, *arguments: str) -> Planned:
+        expansion = self._expand_request(*arguments)
+        settings = read_plan_settings(expansion.config["plan"])
+        return Planned(plan=make_plan(expansion.runs, self.store, settings), settings=settings, expansion=expansion)
+
+
+@pytest.fixture
+def plan_of(tmp_path: Path, expand_request: Callable[..., Expansion]) -> Planner:
+    """The plan of a command line against the store `plan_of.store`."""
+    return Planner(Store(tmp_path / "store"), expand_request)
+
+
+@pytest.fixture
+def finish(plan_of: Planner) -> Callable[..., None]:
+    """Record a run as finished, with these metrics, without training it."""
+
+    def record(run: CellRun, status: str = "done", **metrics: float) -> None:
+        store, spec = plan_of.store, run.resolved.run
+        store.prepare()
+        run_id = store.publish_spec(spec)
+        content = {
+            "schema": RECORD_SCHEMA,
+            "run_id": run_id,
+            "status": status,
+            "spec": encode(spec),
+            "cost": {},
+            "metrics": {"steps": spec.train_steps, "tokens": spec.train_tokens, "wall_s": 1.0, **metrics},
+            "provenance": {},
+        }
+        assert store.publish_record(run_id, content)
+
+    return record

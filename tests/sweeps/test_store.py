@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from hybrid.spec import ConfigError
-from sweeps.store import Cell, Request, Store, StoreError, owner_alive, publish, this_process
+from sweeps.store import Attempts, Cell, Request, Store, StoreError, owner_alive, publish, this_process
 
 
 @pytest.fixture
@@ -188,6 +188,72 @@ def test_metrics_of_attempts_join_at_the_step_of_the_resume(store: Store, known:
     assert [(m["step"], m["from"]) for m in store.metrics(known)] == [(10, 1), (20, 1), (30, 2), (40, 2), (50, 2)]
     write(4, json.dumps({"step": 10, "from": 4}))  # no checkpoint was left: began again
     assert [(m["step"], m["from"]) for m in store.metrics(known)] == [(10, 4)]
+
+
+def attempt_with(attempts: Attempts, *lines: dict[str, object]) -> None:
+    attempt = attempts.claim(attempts.last())
+    assert attempt is not None
+    (attempt.directory / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def test_metrics_follow_the_attempts_that_were_gone_on_from_into_the_trunk(store: Store, known: str) -> None:
+    """The trunk's second attempt went back to fill in a gap; its fourth went on from the end of the first."""
+    trunk = store.trunk_attempts("ba5eba5eba5e")
+
+    def lines(number: int, *steps: int) -> list[dict[str, object]]:
+        return [{"step": step, "from": number} for step in steps]
+
+    attempt_with(trunk, *lines(1, 10, 20, 30, 40))
+    attempt_with(trunk, {"resumed_at_step": 15, "of_attempt": 1}, *lines(2, 20, 30))
+    attempt_with(trunk)
+    attempt_with(trunk, {"resumed_at_step": 40, "of_attempt": 1}, *lines(4, 50, 60))
+
+    def branched(step: int, attempt: int) -> dict[str, object]:
+        return {"branched_at_step": step, "of_attempt": attempt, "trunk": "ba5eba5eba5e", "wall_s": 1.5}
+
+    def curve() -> list[tuple[int, int]]:
+        return [(line["step"], line["from"]) for line in store.metrics(known)]
+
+    run = store.attempts(known)
+    attempt_with(run, branched(25, 2), *lines(7, 30))
+    assert curve() == [(10, 1), (20, 2), (30, 7)]
+    attempt_with(run, branched(55, 4), *lines(8, 60, 70))
+    assert curve() == [(10, 1), (20, 1), (30, 1), (40, 1), (50, 4), (60, 8), (70, 8)]
+    attempt_with(run, {"resumed_at_step": 60, "of_attempt": 2}, *lines(9, 70))
+    assert curve() == [(10, 1), (20, 1), (30, 1), (40, 1), (50, 4), (60, 8), (70, 9)]
+    start = store.branched_from(known)
+    assert start is not None
+    assert (start.trunk, start.step, start.attempt, start.wall_s) == ("ba5eba5eba5e", 55, 4, 1.5)
+    first = store.branched_from(known, 1)
+    assert first is not None
+    assert first.step == 25
+
+
+def test_an_attempt_that_came_to_its_end_is_over_and_neither_failed_nor_running(store: Store) -> None:
+    attempts = store.trunk_attempts("ba5eba5eba5e")
+    assert store.trunk_status("ba5eba5eba5e") == "new"
+    attempt = attempts.claim(0)
+    assert attempt is not None
+    publish(attempt.directory / "job.json", json.dumps({**this_process(), "lease_s": 60}))
+    assert (store.trunk_status("ba5eba5eba5e"), attempts.ended(1)) == ("running", False)
+    publish(attempt.directory / "end.json", "{}")
+    assert (store.trunk_status("ba5eba5eba5e"), attempts.ended(1)) == ("done", True)
+    store.publish_divergence("ba5eba5eba5e", 7, {})
+    assert (store.trunk_status("ba5eba5eba5e"), store.trunk_diverged_at("ba5eba5eba5e")) == ("diverged", 7)
+    store.publish_divergence("ba5eba5eba5e", 8, {})
+    assert store.trunk_diverged_at("ba5eba5eba5e") == 7
+
+
+def test_a_point_is_there_once_it_is_published_and_while_its_checkpoint_is(store: Store) -> None:
+    directory = store.trunk_checkpoints_dir("ba5eba5eba5e")
+    directory.mkdir(parents=True)
+    for name in ("point00000040.ckpt", "point00000080.ckpt", "step00000090-a001.ckpt", "notes.txt"):
+        (directory / name).touch()
+    assert store.trunk_points("ba5eba5eba5e") == ()
+    for step in (80, 80, 120):
+        store.publish_point("ba5eba5eba5e", step, {"attempt": 1})
+    assert store.trunk_points("ba5eba5eba5e") == (80,)
+    assert store.trunk_checkpoints("ba5eba5eba5e") == (90,)
 
 
 def test_asking_for_the_same_request_again_keeps_the_first(store: Store) -> None:

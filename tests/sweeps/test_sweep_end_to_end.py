@@ -236,7 +236,7 @@ def test_a_record_cut_in_half_is_named_and_the_rest_is_run(tmp_path: Path, run_p
         (["model.ratioo=1:1"], "ratioo"),
         (["-m", "+sweep=dmeo"], "dmeo"),
         (["optim.lr=fast"], "optim.lr = 'fast': expected a finite number"),
-        (["mode=trian"], "mode = 'trian': expected one of run, plan, eval"),
+        (["mode=trian"], "mode = 'trian': expected one of run, plan, preflight"),
         (["-m", "+sweep=demo", "hydra/launcher=basic"], "hydra/launcher = basic: expected local"),
         (["mode=eval"], "expected a finished run to evaluate"),
         (["sweep.seeds=3"], "sweep.seeds = 3: expected -m"),

@@ -1,0 +1,44 @@
+"""What checkpoint files are called, so that they can be told apart without being read.
+
+step00000120-a001.ckpt    saved on the way, by attempt 1, after 120 updates; superfluous once there are two later ones
+point00000120.ckpt        where branches of a trunk start: kept
+"""
+
+import re
+from collections.abc import Iterable
+from typing import Final
+
+_STEP: Final = re.compile(r"step(\d{8,})-a(\d{3,})\.ckpt")
+_POINT: Final = re.compile(r"point(\d{8,})\.ckpt")
+
+
+def step_file(step: int, attempt: int) -> str:
+    """The name of an attempt's checkpoint after `step` updates."""
+    return f"step{step:08d}-a{attempt:03d}.ckpt"
+
+
+def point_file(step: int) -> str:
+    """The name of the checkpoint from which the branches at `step` start."""
+    return f"point{step:08d}.ckpt"
+
+
+def step_and_attempt(name: str) -> tuple[int, int] | None:
+    """Of a checkpoint saved on the way; None for any other file."""
+    found = _STEP.fullmatch(name)
+    return None if found is None else (int(found[1]), int(found[2]))
+
+
+def point_step(name: str) -> int | None:
+    """Of a checkpoint that branches start from; None for any other file."""
+    found = _POINT.fullmatch(name)
+    return None if found is None else int(found[1])
+
+
+def saved_steps(names: Iterable[str]) -> list[int]:
+    """The steps of the checkpoints saved on the way, ascending; other files do not count."""
+    return sorted({found[0] for found in map(step_and_attempt, names) if found is not None})
+
+
+def point_steps(names: Iterable[str]) -> list[int]:
+    """The steps of the checkpoints that branches start from, ascending; other files do not count."""
+    return sorted(step for step in map(point_step, names) if step is not None)

@@ -1,0 +1,233 @@
+"""How fast a run trains, and in how much memory: as it was measured on that kind of device, else as it is estimated.
+
+A measurement belongs to a shape, all that decides the time and memory of a step, and to a device by its name. Every
+finished run leaves one, and so does `sweeps.preflight`; the first of each sort stands:
+
+    speeds/<shape>/<device>-runs.json         the mean over the steps of a finished run's last attempt
+                   <device>-preflight.json    three steps on random tokens
+
+Where nothing was measured, GPU-hours come from a stated share of the device's published peak (MFU) in the full
+convention of `hybrid.cost`. There is no such number for a processor that nobody measured, nor for float32 on a GPU,
+whose published peak is for bfloat16: then the speed is unknown.
+"""
+
+import contextlib
+import math
+import platform
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal
+
+from hybrid.cost import full_forward_flops
+from hybrid.decode import canonical_json, decode, did_you_mean, digest
+from hybrid.decode_cost import A100_80GB_SXM, H100_SXM, H200_SXM, DeviceSpec
+from hybrid.spec import ConfigError, ExecSpec, ModelSpec, RecallSpec, RunSpec
+from sweeps.progress import say
+from sweeps.store import Store, now
+from sweeps.text import amount
+
+_GPUS = {"a100": A100_80GB_SXM, "h100": H100_SXM, "h200": H200_SXM}
+_CPU = "cpu"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """What a run, or a preflight, found out. `device_name` is what torch calls a GPU, or the processor's name.
+
+    `peak_memory_bytes` is what torch held at most on a GPU, and on the CPU what the process came to hold beyond what it
+    held before the model was built; None where the system does not tell. `run_id` is None of a preflight.
+    """
+
+    device_name: str
+    tokens_per_s: float
+    peak_memory_bytes: int | None
+    predicted_memory_bytes: int
+    source: Literal["runs", "preflight"]
+    run_id: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Speed:
+    """Training tokens a second of one device, None where nobody knows; `text` says how it is known.
+
+    `peak_memory_bytes` is as measured; None where it was not.
+    """
+
+    tokens_per_s: float | None
+    peak_memory_bytes: int | None
+    source: Literal["runs", "preflight", "mfu", "unknown"]
+    text: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanDevice:
+    """A kind of device to plan for: a100, h100, h200, or cpu, which is this machine's processor and has no `spec`."""
+
+    kind: str
+    spec: DeviceSpec | None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names under which measurements on this kind of device are kept."""
+        return (processor(),) if self.spec is None else self.spec.reported_names
+
+
+def plan_device(name: str | None, execution: ExecSpec) -> PlanDevice:
+    """The kind of that name; None: the processor where the run would use it, else the H100.
+
+    Raises ConfigError for a kind that there is not.
+    """
+    if name is None:
+        name = _CPU if execution.device == _CPU else "h100"
+    if name != _CPU and name not in _GPUS:
+        raise ConfigError(f"plan.device = {name}: expected a kind of device{did_you_mean(name, [*_GPUS, _CPU])}")
+    return PlanDevice(kind=name, spec=_GPUS.get(name))
+
+
+@lru_cache(maxsize=1)
+def processor() -> str:
+    """The name of this machine's processor."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine() or "a processor without a name"
+
+
+# --- shapes -------------------------------------------------------------------------------------
+
+
+def shape_id(run: RunSpec, execution: ExecSpec) -> str:
+    """12 hex digits for what decides the time and memory of a step.
+
+    That is the model, the batch, the dtype, how many positions of a sequence are scored, and how it is carried out. A
+    `microbatch` of the whole batch is none. Not the device, which measurements name, nor the length of the training.
+    """
+    microbatch = execution.microbatch
+    whole = microbatch is None or microbatch >= run.batch_size
+    rest = (
+        run.seq_len,
+        run.batch_tokens,
+        run.dtype,
+        run.data.n_pairs if isinstance(run.data, RecallSpec) else None,
+        None if whole else microbatch,
+        execution.threads,
+        execution.kernels,
+        execution.activation_checkpointing,
+        execution.ssd_chunk,
+    )
+    return _shape_id(run.model, rest)
+
+
+@lru_cache(maxsize=65536)
+def _shape_id(model: ModelSpec, rest: tuple[object, ...]) -> str:
+    return digest(f'{{"model":{canonical_json(model)},"rest":{canonical_json(rest)}}}')
+
+
+# --- what is known ------------------------------------------------------------------------------
+
+
+def speed_of(store: Store, run: RunSpec, execution: ExecSpec, device: PlanDevice, mfu: float) -> Speed:
+    """The run's speed on that kind of device: measured by a finished run, else by preflight, else `mfu` of its peak.
+
+    Reads the one small directory of the run's shape. A measurement that cannot be read is named on stderr and passed
+    over.
+    """
+    found = measurement(store, run, execution, device.names)
+    if found is not None:
+        return Speed(
+            tokens_per_s=found.tokens_per_s,
+            peak_memory_bytes=found.peak_memory_bytes,
+            source=found.source,
+            text=measurement_text(found),
+        )
+    spec = device.spec
+    unmeasured = "not measured: mode=preflight measures it"
+    if spec is None:
+        return Speed(tokens_per_s=None, peak_memory_bytes=None, source="unknown", text=unmeasured)
+    if run.dtype != spec.dtype:
+        text = f"{unmeasured} ({spec.name}'s published peak is for {spec.dtype}, the run is in {run.dtype})"
+        return Speed(tokens_per_s=None, peak_memory_bytes=None, source="unknown", text=text)
+    full_train_flops_per_token = 3 * full_forward_flops(run.model, run.seq_len) / run.seq_len
+    return Speed(
+        tokens_per_s=mfu * spec.flops_per_s / full_train_flops_per_token,
+        peak_memory_bytes=None,
+        source="mfu",
+        text=f"{100 * mfu:g}% MFU of {spec.name}'s {spec.flops_per_s / 1e12:.0f} TFLOP/s",
+    )
+
+
+def measurement_text(measured: Measured) -> str:
+    """Who measured it, and on what."""
+    if measured.source == "runs":
+        return f"measured by run {measured.run_id} on {measured.device_name}"
+    return f"three steps on {measured.device_name} (preflight)"
+
+
+def device_hours(train_tokens: int, speed: Speed) -> float | None:
+    """Hours of one device for so many tokens of training; None where the speed is unknown.
+
+    Starting, validation and checkpoints are not in it.
+    """
+    return None if speed.tokens_per_s is None else train_tokens / speed.tokens_per_s / 3600
+
+
+def measurement(store: Store, run: RunSpec, execution: ExecSpec, device_names: tuple[str, ...]) -> Measured | None:
+    """The measurement of the run's shape on a device of one of these names, a run's before a preflight's."""
+    found = [m for m in measurements(store, shape_id(run, execution)) if m.device_name in device_names]
+    return min(found, key=lambda m: (m.source != "runs", device_names.index(m.device_name)), default=None)
+
+
+def measurements(store: Store, shape: str) -> list[Measured]:
+    """All measurements of a shape. Those that cannot be read are named on stderr."""
+    contents, problems = store.speeds(shape)
+    found = []
+    for path, content in contents:
+        try:
+            found.append(_read(content))
+        except ConfigError as error:
+            problems.append(f"{path}: damaged ({error.problems[0]})")
+    for problem in problems:
+        say(f"warning: passed over: {problem}")
+    return found
+
+
+def _read(content: Mapping[str, Any]) -> Measured:
+    known = {field.name for field in fields(Measured)}
+    measured = decode(Measured, {key: value for key, value in content.items() if key in known})
+    if not measured.tokens_per_s > 0:
+        raise ConfigError(f"tokens_per_s = {measured.tokens_per_s}: expected a number above 0")
+    return measured
+
+
+# --- measuring ----------------------------------------------------------------------------------
+
+
+def publish_measurement(store: Store, run: RunSpec, execution: ExecSpec, measured: Measured) -> None:
+    """Write the measurement down, unless there is one of this shape, device and sort already: the first stands.
+
+    Raises ValueError for a speed that is none, OSError where the store cannot be written to.
+    """
+    if not (measured.tokens_per_s > 0 and math.isfinite(measured.tokens_per_s)):
+        raise ValueError(f"tokens_per_s = {measured.tokens_per_s}: expected a finite number above 0")
+    device = re.sub(r"[^a-z0-9]+", "-", measured.device_name.lower()).strip("-") or "device"
+    content = {**asdict(measured), "measured_at": now()}
+    store.publish_speed(shape_id(run, execution), f"{device}-{measured.source}", content)
+
+
+def prediction_text(record: Mapping[str, Any]) -> str | None:
+    """What was predicted of a recorded run beside what came of it; None where nothing was, as in older records."""
+    provenance, parts = record["provenance"], []
+    predicted, peak = provenance.get("predicted_memory_bytes"), provenance.get("peak_memory_bytes")
+    if predicted is not None and peak is not None:
+        parts.append(
+            f"peak memory {amount(peak, binary=True)}B, predicted {amount(predicted, binary=True)}B "
+            f"({peak / predicted:.2f} of it)"
+        )
+    before, after = provenance.get("preflight_tokens_per_s"), record["metrics"].get("tokens_per_s")
+    if before is not None and after is not None:
+        parts.append(f"{amount(after)} tokens/s, by preflight {amount(before)} ({after / before:.2f} of it)")
+    return "; ".join(parts) or None
