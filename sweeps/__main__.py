@@ -99,10 +99,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     def command() -> int:
         store = Store(options.store)
         store.check_format()
+        if options.command in _OF_REQUESTS:  # a store that is not there yet is an empty one
+            return look_at_request(_overrides(options))
         if options.store != _DEFAULT_STORE and not options.store.is_dir():
             raise ConfigError(f"--store {options.store}: there is no such directory")
-        if options.command in _OF_REQUESTS:
-            return look_at_request(_overrides(options))
         for problem in store.damaged_requests():
             say(f"warning: {problem}")
         print(_answer(store, options))

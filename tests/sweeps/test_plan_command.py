@@ -212,6 +212,6 @@ def test_at_its_end_a_request_says_what_was_predicted_and_what_came_of_it(
     header, row = table_of("3e-3")
     assert header[3:] == ["CPU-hours of a run", "planned"]
     assert all(float(text) > 0 for text in row[3:])
-    (cell,) = json.loads(sweeps("plan", *TINY, "optim.lr=3e-3,", "--json").stdout)
+    (cell,) = json.loads(sweeps("plan", *TINY, "optim.lr=3e-3", "--json").stdout)
     assert (cell["status"], cell["hours_source"]) == ("done", "runs")
     assert "as predicted: peak memory" in sweeps("show", cell["run_id"]).stdout

@@ -671,6 +671,23 @@ def test_a_branch_uses_its_mixers_file_as_its_trunk_did(store: Store, expand_req
     assert run_one(store, second.run, second.execution, stop=StopFlag(), progress=quiet) == "done"
 
 
+def test_after_an_interrupt_nothing_more_is_begun_in_this_process(cells: Cells, store: Store) -> None:
+    four = [*cells("budget.tokens=64000,128000"), *cells("budget.tokens=64000", "init_seed=2,3")]
+    trunk = trunk_of(four[:2])
+
+    def interrupt() -> None:
+        wait_for(lambda: store.trunk_attempts(trunk).metrics(1)[1])
+        os.kill(os.getpid(), signal.SIGINT)
+
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    ends = launch(four, store)
+    thread.join()
+    assert [(end.status, end.message) for end in ends] == [("interrupted", "not begun")] * 4
+    assert store.trunk_status(trunk) == "interrupted"
+    assert [store.last_attempt(cell.run_id) for cell in four] == [0] * 4
+
+
 # --- as users give them -------------------------------------------------------------------------
 
 SWEEP = ("-m", *SHARING, "exec.checkpoint_every_s=0.1")
