@@ -27,7 +27,7 @@ def parse_count(value: object, where: str) -> int:
         case int():
             number = value
         case float() if value.is_integer():
-            number = int(value)
+            number = int(Decimal(repr(value)))  # as written: int(1e23) is 99999999999999991611392
         case str():
             found = _NUMBER.fullmatch(value.strip())
             if found:
@@ -36,9 +36,14 @@ def parse_count(value: object, where: str) -> int:
                     number = int(exact)
         case _:
             pass
-    if number is None or number < 1:
-        raise ConfigError(f"{where} = {value!r}: expected {expected}")
+    if number is None or not 1 <= number < _MOST:
+        raise ConfigError(f"{where} = {shown_count(value)}: expected {expected}")
     return number
+
+
+def shown_count(value: object) -> str:
+    """A count as it may have been typed: 2e+11 and not 200000000000.0; text in quotes."""
+    return f"{value:g}" if isinstance(value, float) else repr(value)
 
 
 def whole_batches(tokens: int, batch_tokens: int) -> int:

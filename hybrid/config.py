@@ -15,7 +15,7 @@ from functools import lru_cache
 from typing import Any, Literal, TypeVar, assert_never, cast
 
 from hybrid import outside
-from hybrid.budget import parse_count, tokens_of_flops, whole_batches
+from hybrid.budget import parse_count, shown_count, tokens_of_flops, whole_batches
 from hybrid.corpus import check_recall
 from hybrid.cost import full_train_flops_per_sample, paper_train_flops_per_sample
 from hybrid.decode import decode
@@ -288,7 +288,7 @@ def _check_budget(budget: BudgetConfig) -> None:
                 problems += error.problems
     given = {name: getattr(budget, name) for name in ("tokens", "flops", "match") if getattr(budget, name) is not None}
     if len(given) > 1:
-        values = ", ".join(f"{name} = {value}" for name, value in given.items())
+        values = ", ".join(f"{name} = {_shown(value)}" for name, value in given.items())
         problems.append(f"budget: {values}: expected one of them, and null for the others")
     for name in ("match_tokens", "match_seq_len"):
         value = getattr(budget, name)
@@ -317,7 +317,7 @@ def _tokens(
         return tokens, None
     if budget.match is None:
         target, source = Fraction(parse_count(budget.flops, "budget.flops")), "budget.flops"
-        where = f"budget.flops = {budget.flops}"
+        where = f"budget.flops = {_shown(budget.flops)}"
     else:
         given = config.budget.scale_tokens if budget.match_tokens is None else budget.match_tokens
         match_tokens = parse_count(given, "budget.match_tokens")
@@ -345,6 +345,10 @@ def _tokens(
     return tokens, FlopsBudget(
         target_flops=round(target), convention=budget.convention, source=source, mismatch=mismatch
     )
+
+
+def _shown(value: object) -> str:
+    return value if isinstance(value, str) else shown_count(value)
 
 
 def _flops_per_sample(model: ModelSpec, seq_len: int, convention: Literal["paper", "full"]) -> int:
@@ -394,8 +398,8 @@ def _length(config: Config, tokens: int, batch_tokens: int) -> tuple[int, Trapez
         cooldown = min(cooldown, train_tokens - warmup)  # both may have been rounded up
     if warmup + cooldown > train_tokens:
         raise ConfigError(
-            f"schedule: warmup of {warmup} and cooldown of {cooldown} tokens: expected together at most the "
-            f"{train_tokens} tokens of the training"
+            f"schedule: warmup_tokens of {warmup} and cooldown_tokens of {cooldown}: expected together at most the "
+            f"{train_tokens} tokens of the training; give smaller ones, or null for fractions of it"
         )
     return train_tokens, TrapezoidSpec(warmup_tokens=warmup, cooldown_tokens=cooldown), _stop(config.stop, batch_tokens)
 

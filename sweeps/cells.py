@@ -2,7 +2,10 @@
 
 import contextlib
 import itertools
+import math
 import re
+import shlex
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, partial
@@ -23,6 +26,7 @@ _NOT_OF_A_CELL = ("mode", "generate", "plan", "store", "hydra")
 _SURROUNDINGS = (*_NOT_OF_A_CELL, "exec")
 _SEEDS = ("init_seed", "data_seed")
 _MAX_CELLS_NAMED = 4
+_MAX_CELLS = 100_000
 _EVERY_ROW = "*"
 
 Row = Mapping[str, Any]
@@ -59,13 +63,14 @@ class CellRun:
     """A cell with the run that it stands for, and the overrides that plain Hydra composes to the same configuration.
 
     An untuned cell has `candidates` and no run yet: the candidate with the middle values stands in for it where only
-    costs are asked for.
+    costs are asked for. `plan` is the `plan` section of this very cell, which its scale may have a say in.
     """
 
     cell: Cell
     resolved: Resolved
     arguments: tuple[str, ...]
     candidates: "tuple[CellRun, ...]" = ()
+    plan: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def is_untuned(self) -> bool:
@@ -119,6 +124,9 @@ def expand(arguments: Sequence[str], composer: Composer, *, stdlib_fingerprint: 
     rows = _rows(sweep, name)
     seeds = _seeds(sweep.seeds)
     axes = _axes(sweep, settings, rows, seeds)
+    count = len(rows) * len(seeds) * math.prod(map(len, axes.values()))
+    if count > _MAX_CELLS:
+        raise ConfigError(f"sweep {name}: {count:,} cells: expected at most {_MAX_CELLS:,}; fewer seeds or values")
     tune = _tune(sweep, settings, rows, axes, composer)
     plain = [(s.key, s.values[0]) for s in settings if not s.structural and not s.swept and s.key not in axes]
     reader = _Reader(composer=composer, base=base, sweep=sweep, plain=plain, stdlib_fingerprint=stdlib_fingerprint)
@@ -172,15 +180,15 @@ class _Reader:
         at: Mapping[str, Any] | None = None,
     ) -> CellRun | None:
         """The cell with these tuned values and settings of tuning runs alone; None where it is left out or wrong."""
-        last = {**(at or {}), **(tuned or {})}
         try:
-            chosen = _settings(self.composer, self.base, place, self.sweep, seed, self.plain, last)
+            chosen = _settings(self.composer, self.base, place, self.sweep, seed, self.plain, at or {}, tuned or {})
             if chosen is None:
                 return None
+            config = self.composer.merge(chosen.structural, chosen.values)
             resolved = read_config(
-                self.composer.merge(*chosen),
+                config,
                 stdlib_fingerprint=self.stdlib_fingerprint,
-                reference=partial(_reference, self.composer, *chosen, frozenset([*place.row, *(tuned or {})])),
+                reference=partial(_reference, self.composer, chosen.structural, chosen.shared_values),
             )
         except ConfigError as error:
             for problem in error.problems:
@@ -194,7 +202,7 @@ class _Reader:
             run_id=run_id(resolved.run),
             tuned=dict(tuned or {}),
         )
-        return CellRun(cell=cell, resolved=resolved, arguments=_alone(chosen))
+        return CellRun(cell=cell, resolved=resolved, arguments=_alone(chosen), plan=config["plan"])
 
     def untuned(self, place: _Place, label: str, seed: int | None, tune: Tune) -> CellRun | None:
         """The cell before its tuning, with every run that it may turn out to be."""
@@ -209,6 +217,7 @@ class _Reader:
             cell=replace(middle.cell, run_id=None, tuned={}, candidates=candidates),
             resolved=middle.resolved,
             arguments=middle.arguments,
+            plan=middle.plan,
             candidates=tuple(replace(run, cell=replace(run.cell, candidates=candidates)) for run in runs),
         )
 
@@ -294,6 +303,11 @@ def _tune(
         except ConfigError as error:
             problems += error.problems
         problems += [f"{where}.{key}: expected sweep.tune.seeds instead" for key in _SEEDS if key in of_cells]
+    problems += [
+        f"sweep.tune.{key}: expected a setting at equal cost: of two budgets the larger one would win"
+        for key in given
+        if str(key).split(".")[0] == "budget"
+    ]
     try:
         tune = read_tune(sweep.tune, _taken(given, sweep, settings, rows, axes, composer))
     except ConfigError as error:
@@ -367,9 +381,14 @@ def _expand_all(
     tuning_runs: list[CellRun] = []
     runs: list[CellRun] = []
     tuning: list[Tuning] = []
-    problems: list[str] = []
+    problems = [f"sweep.of: {text} is there twice" for text, times in Counter(sweep.of).items() if times > 1]
+    keys = {other.partition("=")[0]: other for other in others}
     for text in sweep.of:
-        first, *overrides = text.split()
+        first, *overrides = shlex.split(text)
+        twice = [keys[key] for key in (override.partition("=")[0] for override in overrides) if key in keys]
+        if twice:
+            problems.append(f"{', '.join(twice)}: sweep.of sets this itself for {text}: ask for its sweeps one by one")
+            continue
         try:
             expansion = expand(
                 [f"+sweep={first}", *for_all, *overrides, *others], composer, stdlib_fingerprint=stdlib_fingerprint
@@ -413,15 +432,11 @@ _DIMENSIONS = (
 
 
 def _reference(
-    composer: Composer,
-    structural: Sequence[str],
-    values: Sequence[tuple[str, Any]],
-    of_the_row: frozenset[str],
-    name: str,
+    composer: Composer, structural: Sequence[str], shared_values: Sequence[tuple[str, Any]], name: str
 ) -> dict[str, Any]:
-    """The configuration of a cell with another model: dimensions that are set for every cell hold for it too."""
+    """The configuration of a cell with another model: dimensions that are set for every row hold for it too."""
     others = [text for text in structural if re.split(r"[=@./]", text.lstrip("+~"))[0] != "model"]
-    kept = [(key, value) for key, value in values if key not in of_the_row and _holds_for_all_models(key)]
+    kept = [(key, value) for key, value in shared_values if _holds_for_all_models(key)]
     return composer.merge([*others, as_override("model", name)], kept)
 
 
@@ -435,7 +450,7 @@ def reference_models(arguments: Sequence[str], composer: Composer) -> Callable[[
     settings = [_plain_if_there(setting, composer) for setting in composer.parse(arguments)]
     structural = [s.text for s in settings if s.structural]
     values = [(s.key, s.values[0]) for s in settings if not s.structural]
-    return partial(_reference, composer, structural, values, frozenset())
+    return partial(_reference, composer, structural, values)
 
 
 def _plain_if_there(setting: Setting, composer: Composer) -> Setting:
@@ -455,9 +470,9 @@ def _is_surrounding(setting: Setting) -> bool:
     return key == "sweep" or key.replace("/", ".").split(".")[0] in _SURROUNDINGS
 
 
-def _alone(chosen: tuple[list[str], list[tuple[str, Any]]]) -> tuple[str, ...]:
-    structural, values = chosen
-    return *structural, *(as_override(key, value) for key, value in values if key.split(".")[0] != "sweep")
+def _alone(chosen: "_Chosen") -> tuple[str, ...]:
+    values = [(key, value) for key, value in chosen.values if key.split(".")[0] != "sweep"]
+    return *chosen.structural, *(as_override(key, value) for key, value in values)
 
 
 def _with_cells(problem: str, names: list[str]) -> str:
@@ -470,7 +485,7 @@ def _with_cells(problem: str, names: list[str]) -> str:
 
 def _name(sweep: SweepConfig, settings: Sequence[Setting]) -> str:
     chosen = [s for s in settings if s.key.lstrip("+") == "sweep"]
-    if any(s.swept or not isinstance(s.values[0], str) for s in chosen):
+    if len(chosen) > 1 or any(s.swept or not isinstance(s.values[0], str) for s in chosen):
         raise ConfigError(f"{chosen[0].text}: expected one sweep; ask for each on its own")
     if sweep.name is None:
         if chosen:
@@ -525,7 +540,7 @@ def _seeds(seeds: object) -> list[int | None]:
             return [None]
         case bool():
             pass
-        case int() if seeds >= 1:
+        case int() if 1 <= seeds <= _MAX_CELLS:
             return list(range(1, seeds + 1))
         case list() if seeds and all(isinstance(s, int) and not isinstance(s, bool) for s in seeds):
             if len(set(seeds)) == len(seeds):
@@ -533,7 +548,7 @@ def _seeds(seeds: object) -> list[int | None]:
         case _:
             pass
     raise ConfigError(
-        f"sweep.seeds = {seeds!r}: expected a number of seeds of at least 1, or a list of different seeds"
+        f"sweep.seeds = {seeds!r}: expected a number of seeds from 1 to {_MAX_CELLS}, or a list of different seeds"
     )
 
 
@@ -582,6 +597,16 @@ def _readable(key: str, value: Any) -> Any:
     return value
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Chosen:
+    """One cell's structural overrides and values, later ones winning; `shared_values` are those that are not its row's
+    own."""
+
+    structural: list[str]
+    values: list[tuple[str, Any]]
+    shared_values: list[tuple[str, Any]]
+
+
 def _settings(
     composer: Composer,
     base: Sequence[str],
@@ -589,31 +614,52 @@ def _settings(
     sweep: SweepConfig,
     seed: int | None,
     plain: Sequence[tuple[str, Any]],
-    last: Mapping[str, Any],
-) -> tuple[list[str], list[tuple[str, Any]]] | None:
-    """One cell's structural overrides and values, later ones winning: row, `at`, grid, seeds, command line, `last`.
+    tuning_at: Mapping[str, Any],
+    tuned: Mapping[str, Any],
+) -> _Chosen | None:
+    """What makes a cell: row, `sweep.at`, grid, seeds, command line, then what is set for tuning runs and tuned.
 
-    None where `at` leaves the row out.
+    None where `sweep.at` leaves the row out.
     """
     seeds = [] if seed is None else [(key, seed) for key in _SEEDS]
     structural, values = _split(composer, place.row.items())
     axis_structural, axis_values = _split(composer, place.axes.items())
+    tuning_structural, tuning_values = _split(composer, tuning_at.items())
+    tuned_structural, tuned_values = _split(composer, tuned.items())
     structural = [*base, *structural, *axis_structural]
-    after = [*axis_values, *seeds, *plain]
+    last_structural = [*tuning_structural, *tuned_structural]
+    shared = [*axis_values, *seeds, *plain, *tuning_values]
     if sweep.at:
-        conditional = _conditional(sweep, place.row_name, composer.merge(structural, [*values, *after]))
+        config = composer.merge([*structural, *last_structural], [*values, *shared, *tuned_values])
+        conditional = _conditional(sweep, place.row_name, config)
         if conditional is None:
             return None
-        at_structural, at_values = _split(composer, conditional)
-        structural, values = [*structural, *at_structural], [*values, *at_values]
-    last_structural, last_values = _split(composer, last.items())
-    return [*structural, *last_structural], [*values, *after, *last_values]
+        at_structural, at_values = _split(composer, conditional.of_the_row)
+        every_structural, every_values = _split(composer, conditional.of_every_row)
+        structural = [*structural, *every_structural, *at_structural]
+        values = [*values, *every_values, *at_values]
+        shared_values = [*every_values, *shared]
+    else:
+        shared_values = shared
+    return _Chosen(
+        structural=[*structural, *last_structural],
+        values=[*values, *shared, *tuned_values],
+        shared_values=shared_values,
+    )
 
 
-def _conditional(sweep: SweepConfig, row_name: str, config: Mapping[str, Any]) -> list[tuple[str, Any]] | None:
+@dataclass(frozen=True, kw_only=True)
+class _Conditional:
+    """What `sweep.at` sets for a cell: of every row, and of its own, which wins."""
+
+    of_every_row: list[tuple[str, Any]]
+    of_the_row: list[tuple[str, Any]]
+
+
+def _conditional(sweep: SweepConfig, row_name: str, config: Mapping[str, Any]) -> _Conditional | None:
     """The settings of `at` whose condition this configuration meets; None where one of them leaves the row out."""
     row_names = [show_value(name) for name in sweep.rows]
-    found: list[tuple[str, Any]] = []
+    found = _Conditional(of_every_row=[], of_the_row=[])
     for condition, by_row in sweep.at.items():
         if not isinstance(by_row, Mapping):
             raise ConfigError(f"sweep.at.{condition}: expected rows with their settings")
@@ -628,7 +674,8 @@ def _conditional(sweep: SweepConfig, row_name: str, config: Mapping[str, Any]) -
                 if settings is None:
                     return None
                 _check_settings(f"sweep.at.{condition}.{row_name}", settings)
-                found += settings.items()
+                into = found.of_every_row if show_value(label) == _EVERY_ROW else found.of_the_row
+                into += settings.items()
     return found
 
 

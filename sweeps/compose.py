@@ -89,7 +89,13 @@ class Composer:
             except ConfigError as error:
                 problems += [f"{argument}: {problem}" for problem in error.problems]
                 continue
-            structural = key[0] in "+~" or override.package is not None or self.is_group(key)
+            is_group = self.is_group(key)
+            if is_group and any(value is None or not isinstance(value, str | list) for value in values):
+                problems.append(
+                    f"{argument}: expected one of the choices of {key}{did_you_mean('', self._choices(key))}"
+                )
+                continue
+            structural = key[0] in "+~" or override.package is not None or is_group
             settings.append(Setting(key=key, values=values, swept=swept, structural=structural, text=argument))
         if problems:
             raise ConfigError(problems)
@@ -98,10 +104,13 @@ class Composer:
     def is_group(self, key: str) -> bool:
         """Whether the key names a directory of choices, such as `model`."""
         if key not in self._groups:
-            from hydra.core.global_hydra import GlobalHydra
-
-            self._groups[key] = bool(GlobalHydra.instance().config_loader().get_group_options(key))
+            self._groups[key] = bool(self._choices(key))
         return self._groups[key]
+
+    def _choices(self, group: str) -> list[str]:
+        from hydra.core.global_hydra import GlobalHydra
+
+        return list(GlobalHydra.instance().config_loader().get_group_options(group))
 
     def compose(self, overrides: Sequence[str]) -> dict[str, Any]:
         """What Hydra composes, as a plain dict, not to be changed. Raises ConfigError with Hydra's reason."""
@@ -243,6 +252,9 @@ def _with(config: Any, path: list[str], value: Any, key: str, problems: list[str
         if isinstance(config, dict) and isinstance(value, dict):
             for name, inner in value.items():
                 config = {**config, name: _with(config[name], [], inner, key, problems) if name in config else inner}
+            return config
+        if isinstance(config, dict) and config and (value is not None or "." not in key):
+            problems.append(f"{key} = {value!r}: expected settings: {', '.join(map(str, config))}")
             return config
         return value
     name, *rest = path

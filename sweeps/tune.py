@@ -338,7 +338,8 @@ def _choose(tuning: Tuning, cells: Sequence[Cell], store: Store) -> Choice:
     warnings = _edges(of, tuning, chosen)
     if scores[best].without + scores[best].diverged == len(groups[best]):
         got = "reached the threshold" if tuning.metric == TO_THRESHOLD else f"has a {tuning.metric}"
-        warnings.append(f"{of}: no tuning run {got}: chosen by the validation loss")
+        how = "the smallest values were taken" if tuning.metric == LOSS else "chosen by the validation loss"
+        warnings.append(f"{of}: no tuning run {got}: {how}")
     return Choice(of=of, values=chosen, reason=None, settled=True, warnings=tuple(warnings))
 
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hybrid.budget import nearest_size, tokens_of_flops
+from hybrid.budget import nearest_size, parse_count, tokens_of_flops
 from hybrid.config import Resolved
 from hybrid.cost import (
     block_params,
@@ -99,7 +99,7 @@ def test_one_budget_is_read_however_it_is_written(resolve: Resolve, spelling: st
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["budget.flops=1e9"], "budget.flops = 1000000000.0: expected at least one batch of 2048 tokens, 1.351e"),
+        (["budget.flops=1e9"], r"budget.flops = 1e\+09: expected at least one batch of 2048 tokens, 1.351e"),
         (["budget.flops=2e10"], "the nearest whole batches, 1 of 2048 tokens, are -32.5% off"),
         (["budget.flops=4e12", "budget.tokens=1M"], "tokens = 1M, flops = 4.*: expected one of them"),
         (["budget.match=llama", "budget.flops=4e12"], "flops = 4.*, match = llama: expected one of them"),
@@ -133,6 +133,11 @@ def test_a_budget_that_cannot_be_is_refused_with_what_would_do(
 def test_a_reference_that_cannot_exist_at_this_scale_is_named_with_the_scale(resolve: Resolve) -> None:
     with pytest.raises(ConfigError, match=r"budget\.match = samba, at scale toy: model\.max_param_mismatch"):
         resolve("model.depth=2", "model.reference_depth=1", "budget.match=samba")
+
+
+@pytest.mark.parametrize("value", [1e23, 6e10, 2.5e22])
+def test_a_float_is_the_number_that_is_written(value: float) -> None:
+    assert parse_count(value, "here") == parse_count(repr(value), "here")
 
 
 def test_a_mismatch_that_is_allowed_is_kept_and_said(resolve: Resolve) -> None:

@@ -134,6 +134,10 @@ def test_bare_ratios_in_the_rows_and_lists_of_a_sweep_file_are_read(expand_file)
         ("sweep: {name: own, rows: {x: {}}, at: {'scale=toy, sede=1': {x: null}}}", "no setting sede"),
         ("sweep: {name: own, rows: {x: {}}, of: [table4]}", "sweep.rows beside sweep.of"),
         ("sweep: {name: own, of: [table44]}", "table44: .*did you mean table4"),
+        ("sweep: {name: own, of: [demo, demo]}", "demo is there twice"),
+        ("sweep: {name: own, seeds: 200000, rows: {x: {}}}", "from 1 to 100000"),
+        ("sweep: {name: own, seeds: 90000, rows: {x: {}, y: {}}}", "180,000 cells: expected at most 100,000"),
+        ("sweep: {name: own, rows: {x: {}}, tune: {budget.tokens: [1M, 2M]}}", "expected a setting at equal cost"),
         ("sweep: {name: ../evil, rows: {x: {}}}", "expected letters"),
         ("sweep: {name: own, rows: {x: {}}, report: hello}", "report"),
         ("sweep: {rows: {x: {}}}", "no sweep.name"),
@@ -153,6 +157,34 @@ def test_conditions_with_commas_hold_together_and_a_star_is_every_row(expand_fil
     runs = expand_file(f"sweep: {{name: own, rows: {{x: {{}}, y: {{}}}}, grid: {grid}, at: {at}}}").runs
     found = {run.cell.name: run.resolved.run.optim.lr for run in runs}
     assert found == {"x/tokens=2e6": 0.5, "x/tokens=3M": 0.003, "y/tokens=2e6": 0.5}
+
+
+def test_what_one_row_is_at_a_scale_does_not_move_what_the_others_are_matched_to(expand_file) -> None:
+    rows = "{a: {model: mamba, budget.match: llama}, b: {model: mamba, budget.match: llama}}"
+
+    def targets(at: str) -> list[int]:
+        runs = expand_file(f"sweep: {{name: own, rows: {rows}, at: {at}}}").runs
+        return [run.resolved.budget.target_flops for run in runs]
+
+    plain = targets("{}")
+    own = targets("{scale=toy: {b: {model.ffn.d_ffn: 250}}}")
+    everywhere = targets("{scale=toy: {'*': {model.ffn.d_ffn: 250}}}")
+    assert own == plain
+    assert everywhere[0] == everywhere[1] < plain[0]
+
+
+def test_conditions_see_what_holds_in_tuning_runs_alone(expand_file) -> None:
+    at = "{budget.tokens=1M: {x: {optim.weight_decay: 0.5}}}"
+    tune = "{optim.lr: [1e-3, 2e-3], at: {budget.tokens: 1M}}"
+    runs = expand_file(f"sweep: {{name: own, rows: {{x: {{}}}}, at: {at}, tune: {tune}}}").runs
+    decays = {run.is_tuning: run.resolved.run.optim.weight_decay for run in runs}
+    assert decays == {True: 0.5, False: 0.1}
+
+
+def test_each_cell_has_the_plan_settings_of_its_own_scale(expand_request) -> None:
+    runs = expand_request("+sweep=isoflop").runs
+    sds = {run.cell.axes["scale"]: run.plan["noise"]["sd_nats"] for run in runs}
+    assert sds == {"100m": None, "350m": 0.0018, "1b": 0.0026, "3b": None}
 
 
 def test_a_group_may_be_chosen_at_one_scale_only(expand_file) -> None:
@@ -211,6 +243,13 @@ def test_printed_positions_hold_at_their_own_scale_only(expand_request) -> None:
         (["+sweep=demo", "+sweep.report.titel=x"], "did you mean title"),
         (["optim.lr=interval(0,1)"], "give the values"),
         (["+sweep=placement", "scale=100m"], "outside the blocks 1 to 6"),
+        (["budget=null"], "expected one of the choices of budget .valid: tokens"),
+        (["model=3"], "expected one of the choices of model"),
+        (["plan=3"], "plan = 3: expected settings: format"),
+        (["plan=null"], "plan = None: expected settings"),
+        (["model.intra=5"], "model.intra = 5: expected settings"),
+        (["+sweep=demo", "+sweep=table2"], "expected one sweep"),
+        (["+sweep=paper", "scale=1b"], "sweep.of sets this itself for table4 scale=350m"),
     ],
 )
 def test_a_request_that_cannot_be_meant_is_one_clear_error(expand_request, arguments: list[str], message: str) -> None:
