@@ -10,7 +10,7 @@ temporaries). Parts:
   all of them to the end of a forward, where they live as long as their products' backward, or, with activation
   checkpointing, for as long as autocast's cache;
 * gradients: float32, those not yet added up too: with several microbatches a matrix's new gradient stands beside its
-  sum, and tied embeddings have the head's and the embedding's own until the end of a backward;
+  sum, and tied embeddings have the head's own until the end of a backward, the embedding's own, and the sum of both;
 * optimizer: AdamW's two moments, float32. Its fused step and the clipping need nothing beside them;
 * activations: what one microbatch (`exec.microbatch` sequences, meta tokens included) keeps for its backward, and works
   with. With activation checkpointing, the inputs of all blocks, and one block at a time in full;
@@ -33,7 +33,16 @@ from functools import lru_cache
 from typing import Literal, assert_never
 
 from hybrid import outside
-from hybrid.cost import block_params, ffn_params, mixer_params, parts, router_params, run_cost
+from hybrid.cost import (
+    block_params,
+    distinct_blocks,
+    expert_params,
+    ffn_params,
+    mixer_params,
+    parts,
+    router_params,
+    run_cost,
+)
 from hybrid.spec import (
     AttentionSpec,
     BlockSpec,
@@ -70,6 +79,10 @@ _FLASH_ATTN_WIDEST_HEAD = 256
 _FLEX_NARROWEST_HEAD = 16
 # `hybrid.evals.nll`: tokens of a validation batch where no microbatch is set.
 _EVALUATION_TOKENS = 16384
+# What torch 2.13 and safetensors write around the arrays of a model; of an array's own, its name and three more arrays.
+_ARCHIVE_BYTES = 17_000
+_ARCHIVE_TENSOR_BYTES = 1070
+_EXPORT_TENSOR_BYTES = 95
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,9 +137,10 @@ def _moments(run: RunSpec, execution: ExecSpec) -> list[_Moment]:
     batch = run.batch_size if execution.microbatch is None else min(execution.microbatch, run.batch_size)
     several = batch < run.batch_size
     p = _pass(run, execution, batch)
-    blocks = [_block_memory(block, p) for block in model.blocks]
+    blocks = [block_memory(block, p) for block in model.blocks]
     brings = _brings_parameters(model.blocks)
     copies = [block.copies if new else 0 for block, new in zip(blocks, brings, strict=True)]
+    cached = sum(block.cached for block, new in zip(blocks, brings, strict=True) if new)
     # Checkpointing holds the inputs of blocks, among them the keys and values that later ones borrow.
     lent = [block.lent if lends else 0 for block, lends in zip(blocks, _lends(model.blocks), strict=True)]
     kept = [p.full(model.d_model) + lent[i] if recomputed else block.kept for i, block in enumerate(blocks)]
@@ -154,7 +168,7 @@ def _moments(run: RunSpec, execution: ExecSpec) -> list[_Moment]:
     found = [
         # The end of the forward, its loss, and the head: its weight's gradient, made in the dtype of products, is cast.
         moment(
-            weights_beside=sum(copies) + head_copy,
+            weights_beside=head_copy + (cached if recomputed else sum(copies)),
             gradients=before,
             activations=at_loss,
             logits=_logits_bytes(p, scored, model.vocab_size),
@@ -195,11 +209,11 @@ def _moments(run: RunSpec, execution: ExecSpec) -> list[_Moment]:
     found.append(
         moment(
             weights_beside=0,
-            gradients=_FLOAT_BYTES * (params + table * (several + model.tie_embeddings)),
+            gradients=_FLOAT_BYTES * (params + table * (several + 2 * model.tie_embeddings)),
             activations=p.full(model.d_model),
         )
     )
-    found += _validation(run, execution, weights + sum(copies) + head_copy, _FLOAT_BYTES * params, moments_of_adam)
+    found += _validation(run, execution, weights + cached + head_copy, _FLOAT_BYTES * params, moments_of_adam)
     return found
 
 
@@ -208,25 +222,24 @@ def _validation(run: RunSpec, execution: ExecSpec, weights: int, gradients: int,
     model = run.model
     batch = execution.microbatch or max(1, _EVALUATION_TOKENS // run.seq_len)
     p, scored = _pass(run, execution, batch), batch * _scored_positions(run)
-    blocks = [_block_memory(block, p) for block in model.blocks]
+    blocks = [block_memory(block, p) for block in model.blocks]
     # A lender's keys and values are made while those lent before are still there.
     lent = 2 * max((block.lent for block, lends in zip(blocks, _lends(model.blocks), strict=True) if lends), default=0)
     forward = lent + max((block.forward for block in blocks), default=0)
     always = _held_throughout(run, p)
-    at_loss = p.full(model.d_model) + _final_bytes(run, p, scored)
     return [
         _Moment(weights=weights, gradients=gradients, optimizer=optimizer, activations=always + forward),
         _Moment(
             weights=weights,
             gradients=gradients,
             optimizer=optimizer,
-            activations=always + at_loss,
+            activations=always,
             logits=_logits_bytes(p, scored, model.vocab_size),
         ),
     ]
 
 
-def _logits_bytes(p: "_Pass", scored: int, vocab_size: int) -> int:
+def _logits_bytes(p: "Pass", scored: int, vocab_size: int) -> int:
     """At the end of a forward: the logits as the head makes them, in float32 if that is not it, their log-softmax."""
     return scored * vocab_size * (2 * _FLOAT_BYTES + (_HALF_BYTES if p.half else 0))
 
@@ -236,7 +249,7 @@ def _scored_positions(run: RunSpec) -> int:
     return run.data.n_pairs if isinstance(run.data, RecallSpec) else run.seq_len
 
 
-def _held_throughout(run: RunSpec, p: "_Pass") -> int:
+def _held_throughout(run: RunSpec, p: "Pass") -> int:
     """Tokens, targets, and the tables of rotary embeddings, whose lengths are powers of two."""
     tokens = _INT_BYTES * p.batch * (run.seq_len + _scored_positions(run))
     rows = 1 << max(p.length - 1, 0).bit_length()
@@ -257,7 +270,7 @@ def _ropes(mixer: MixerSpec) -> list[tuple[RopeSpec, int]]:
             assert_never(never)
 
 
-def _final_bytes(run: RunSpec, p: "_Pass", scored: int) -> int:
+def _final_bytes(run: RunSpec, p: "Pass", scored: int) -> int:
     """What the final norm and the head keep: the stream, at the scored positions alone if few are, and its norm."""
     d_model = run.model.d_model
     few = scored < p.batch * run.seq_len
@@ -293,8 +306,12 @@ def _lends(blocks: tuple[BlockSpec, ...]) -> list[bool]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Pass:
-    """A forward and backward: what a block's memory depends on beside its spec."""
+class Pass:
+    """A forward and backward: what a block's memory depends on beside its spec.
+
+    Of `batch` sequences of `length` positions, meta tokens included; `half` under bfloat16 autocast, `fused` with the
+    kernels of GPU packages.
+    """
 
     d_model: int
     batch: int
@@ -330,9 +347,9 @@ class _Pass:
         return _HALF_BYTES * params if self.half else 0
 
 
-def _pass(run: RunSpec, execution: ExecSpec, batch: int) -> _Pass:
+def _pass(run: RunSpec, execution: ExecSpec, batch: int) -> Pass:
     cuda = execution.device.startswith("cuda")
-    return _Pass(
+    return Pass(
         d_model=run.model.d_model,
         batch=batch,
         length=run.model.meta_tokens + run.seq_len,
@@ -355,12 +372,13 @@ _Steps = tuple[_Step, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
-class _BlockMemory:
+class BlockMemory:
     """Bytes of one block in one pass, but for `params` and `largest`, which are numbers of parameters.
 
-    `kept` until its backward, `backward` at that's worst moment (what is kept and the stream's gradient included),
-    `forward` at the worst moment of a forward that keeps nothing, `lent` of keys and values that others may borrow,
-    `copies` of weights by autocast, `largest` the weights whose gradients are made at once.
+    `kept` until its backward; `backward`: at that's worst moment, with what is kept and the stream's gradient, without
+    those of weights; `forward`: at the worst moment of a forward that keeps nothing; `lent`: the keys and values that
+    others may borrow; `copies` of weights by autocast, and those of them that are `cached` by it (not experts', which
+    are parts of a parameter); `largest`: the weights whose gradients are made at once.
     """
 
     kept: int
@@ -368,12 +386,14 @@ class _BlockMemory:
     forward: int
     lent: int
     copies: int
+    cached: int
     params: int
     largest: int
 
 
 @lru_cache(maxsize=4096)
-def _block_memory(block: BlockSpec, p: _Pass) -> _BlockMemory:
+def block_memory(block: BlockSpec, p: Pass) -> BlockMemory:
+    """What one block holds, tables of rotary embeddings left out, which a model has once."""
     mixer, ffn = _mixer_steps(block.mixer, p), _ffn_steps(block.ffn, p)
     steps = (_norm_step(p, p.d_model), *mixer)
     if block.ffn is not None:
@@ -382,17 +402,18 @@ def _block_memory(block: BlockSpec, p: _Pass) -> _BlockMemory:
     for step in steps:
         kept += step.kept
         backward = max(backward, kept + step.work)
-    stream = p.full(p.d_model)
+    stream, copies = p.full(p.d_model), p.copied(_matrices(block, p.d_model))
     of_mixer, of_ffn = mixer_params(block.mixer, p.d_model), ffn_params(block.ffn, p.d_model)
-    return _BlockMemory(
+    return BlockMemory(
         kept=kept,
         backward=backward + stream,
         forward=max(
             2 * stream + _mixer_forward(block.mixer, mixer, p),
-            3 * stream + p.made(p.d_model) + p.cast(p.d_model) + _ffn_forward(block.ffn, p),
+            3 * stream + p.made(p.d_model) + _ffn_forward(block.ffn, p),
         ),
         lent=_lent_bytes(block.mixer, p),
-        copies=p.copied(_matrices(block, p.d_model)),
+        copies=copies,
+        cached=copies - p.copied(_routed_params(block.ffn, p.d_model)),
         params=block_params(block, p.d_model),
         largest=max(of_mixer, of_ffn),
     )
@@ -405,12 +426,16 @@ def _matrices(block: BlockSpec, d_model: int) -> int:
     return of_mixer + ffn_params(block.ffn, d_model) - router_params(block.ffn, d_model)
 
 
+def _routed_params(ffn: FfnSpec | None, d_model: int) -> int:
+    return ffn.n_experts * expert_params(ffn, d_model) if isinstance(ffn, MoeSpec) else 0
+
+
 def _beside(steps: _Steps, waiting: int) -> _Steps:
     """The steps, with more bytes held during their backwards."""
     return tuple(_Step(kept=step.kept, work=step.work + waiting) for step in steps)
 
 
-def _mixer_forward(mixer: MixerSpec, steps: _Steps, p: _Pass) -> int:
+def _mixer_forward(mixer: MixerSpec, steps: _Steps, p: Pass) -> int:
     """What a forward without gradients holds at its worst: about what another keeps, but of a recurrence its scan."""
     match mixer:
         case Mamba2Spec():
@@ -423,7 +448,7 @@ def _mixer_forward(mixer: MixerSpec, steps: _Steps, p: _Pass) -> int:
             return sum(step.kept for step in steps)
 
 
-def _ffn_forward(ffn: FfnSpec | None, p: _Pass) -> int:
+def _ffn_forward(ffn: FfnSpec | None, p: Pass) -> int:
     """What a forward without gradients holds: the projection's output, and two products of it."""
     match ffn:
         case None:
@@ -440,7 +465,7 @@ def _ffn_forward(ffn: FfnSpec | None, p: _Pass) -> int:
             assert_never(never)
 
 
-def _lent_bytes(mixer: MixerSpec, p: _Pass) -> int:
+def _lent_bytes(mixer: MixerSpec, p: Pass) -> int:
     """The arrays whose parts are the keys and values that a block could lend."""
     match mixer:
         case IntraSpec():
@@ -453,7 +478,7 @@ def _lent_bytes(mixer: MixerSpec, p: _Pass) -> int:
             return 0
 
 
-def _norm_step(p: _Pass, width: int, *, own_input: bool = True, n_rows: int = 1) -> _Step:
+def _norm_step(p: Pass, width: int, *, own_input: bool = True, n_rows: int = 1) -> _Step:
     """RMSNorm of `n_rows` a position, in float32: backward holds the gradients in and out, and three products.
 
     `own_input`: whether nobody else keeps the input.
@@ -461,13 +486,13 @@ def _norm_step(p: _Pass, width: int, *, own_input: bool = True, n_rows: int = 1)
     return _Step(kept=(p.full(width) if own_input else 0) + p.full(n_rows), work=5 * p.full(width))
 
 
-def _projection_step(p: _Pass, d_in: int, d_out: int, *, kept: int) -> _Step:
+def _projection_step(p: Pass, d_in: int, d_out: int, *, kept: int) -> _Step:
     """A product with weights, whose output was cut into parts: their gradients are joined first."""
     work = max(2 * p.made(d_out), p.made(d_out) + p.made(d_in), p.cast(d_in) + p.full(d_in))
     return _Step(kept=kept, work=work)
 
 
-def _mixer_steps(mixer: MixerSpec, p: _Pass) -> _Steps:
+def _mixer_steps(mixer: MixerSpec, p: Pass) -> _Steps:
     match mixer:
         case AttentionSpec():
             return _attention_steps(mixer, p, output=True)[0]
@@ -522,7 +547,7 @@ class _Heads:
         return self.n_q // self.maps * self.v_head_dim
 
 
-def _attention_steps(a: AttentionSpec, p: _Pass, *, output: bool) -> tuple[_Steps, bool]:
+def _attention_steps(a: AttentionSpec, p: Pass, *, output: bool) -> tuple[_Steps, bool]:
     """And whether they keep what the heads return, which is the last thing here without `output`."""
     h = _Heads(
         n_q=a.n_heads,
@@ -546,7 +571,7 @@ def _attention_steps(a: AttentionSpec, p: _Pass, *, output: bool) -> tuple[_Step
     return tuple(steps), keeps_output
 
 
-def _diff_attention_steps(a: DiffAttentionSpec, p: _Pass) -> _Steps:
+def _diff_attention_steps(a: DiffAttentionSpec, p: Pass) -> _Steps:
     h = _Heads(
         n_q=2 * a.n_heads,
         n_k=2 * a.n_kv_heads,
@@ -568,12 +593,12 @@ def _diff_attention_steps(a: DiffAttentionSpec, p: _Pass) -> _Steps:
     return (*steps, _output_step(p, h.d_out, kept=True))
 
 
-def _rotation_step(p: _Pass, turned: int, *, waiting: int) -> _Step:
+def _rotation_step(p: Pass, turned: int, *, waiting: int) -> _Step:
     """RoPE, in float32: the gradients before and after it, beside the values' own."""
     return _Step(kept=0, work=2 * p.full(turned) + p.made(waiting))
 
 
-def _output_step(p: _Pass, d_in: int, *, kept: bool) -> _Step:
+def _output_step(p: Pass, d_in: int, *, kept: bool) -> _Step:
     """The projection into the stream, whose gradient is cast to halves."""
     return _Step(
         kept=p.made(d_in) if kept else 0, work=max(p.cast(p.d_model) + p.made(d_in), p.cast(d_in) + p.full(d_in))
@@ -583,7 +608,7 @@ def _output_step(p: _Pass, d_in: int, *, kept: bool) -> _Step:
 _Path = Literal["rows", "sdpa", "math", "masked", "blocks", "flash_attn", "flex"]
 
 
-def _path(h: _Heads, p: _Pass) -> _Path:
+def _path(h: _Heads, p: Pass) -> _Path:
     """The kernel that `hybrid.ops.attention` takes; PyTorch's own on a GPU has no groups of heads in float32."""
     plain = h.n_k == h.n_v and h.head_dim == h.v_head_dim
     if not p.cuda:
@@ -599,67 +624,75 @@ def _path(h: _Heads, p: _Pass) -> _Path:
     return "math" if plain and h.n_k < h.n_q and not p.half else "sdpa"
 
 
-def _core_step(h: _Heads, p: _Pass, *, made: int, turned: int, borrowed: bool) -> tuple[_Step, bool]:
+def _core_step(h: _Heads, p: Pass, *, made: int, turned: int, borrowed: bool) -> tuple[_Step, bool]:
     """Softmax attention proper, and whether its output projection's input is an array that it keeps anyway.
 
     Queries, keys and values are parts of the arrays that the projection made, `made` wide, and the rotation, `turned`
     wide (0: none), which a kernel keeps whole by keeping a part, unless it is given a copy of that.
     """
-    path = _path(h, p)
-    if path == "rows":
-        operands = p.full(h.d_q + h.d_k + h.d_v)
-        work = operands + p.full(h.d_out) + p.cast(h.d_out) + _row_block_bytes(h, p)
-        return _Step(kept=operands, work=work), False
-    # Widths of the copies: 0 where there is none.
-    n_v = h.maps * h.n_v
-    q_copy, k_copy, v_copy = (0, 0, 0) if h.maps == 1 else (h.d_q, 0, n_v * h.v_head_dim)
-    d_out, beside, keeps_output = h.n_q * h.v_head_dim, 0, h.maps == 1
+    path, n_v = _path(h, p), h.maps * h.n_v
+    d_out = h.n_q * h.v_head_dim
+    # Widths of the copies of queries, keys and values: 0 where there is none. Maps have their values one by one.
+    q_copy, k_copy, v_copy = 0, 0, 0 if h.maps == 1 else n_v * h.v_head_dim
+    if h.maps > 1 and h.n_k < h.n_q:
+        q_copy = h.d_q
+    keeps_output, mask = h.maps == 1, 0
     match path:
-        case "sdpa" | "masked" | "blocks" | "math":
-            equal = h.n_k == n_v and h.head_dim == h.v_head_dim
-            if h.n_k < h.n_q and not (path == "sdpa" and equal):
-                k_copy = h.d_q
-            if n_v < h.n_q and not (path == "sdpa" and equal):
-                v_copy = d_out
-            if path == "masked":
-                beside = p.element_bytes * p.length**2
-            if path == "math":
-                q_copy, keeps_output = h.d_q, False
-                beside = _FLOAT_BYTES * p.batch * h.n_q * p.length**2
-            if path == "blocks":
-                assert h.window is not None
-                seen = h.window.sink + 2 * h.window.size
-                q_copy, keeps_output = h.d_q, False
-                k_copy, v_copy = (h.n_q * d * seen // h.window.size for d in (h.head_dim, h.v_head_dim))
-                beside = p.made(seen)
+        case "rows":
+            operands = p.full(h.d_q + h.d_k + h.d_v)
+            work = operands + p.full(h.d_out) + p.cast(h.d_out) + _row_block_bytes(h, p)
+            return _Step(kept=operands, work=work), False
+        case "math":
+            operands, scores = p.made(2 * h.d_q + d_out), _FLOAT_BYTES * p.batch * h.n_q * p.length**2
+            return _Step(kept=operands + scores, work=operands + p.made(d_out) + 2 * scores), False
+        case "blocks":
+            return _window_blocks_step(h, p)
+        case "sdpa" | "masked":
+            # Heads are repeated but where PyTorch's attention takes them in groups.
+            grouped = path == "sdpa" and h.n_k == n_v and h.head_dim == h.v_head_dim
+            k_copy = h.d_q if h.n_k < h.n_q and not grouped else 0
+            v_copy = d_out if n_v < h.n_q and not grouped else v_copy
+            mask = p.element_bytes * p.length**2 if path == "masked" else 0
         case "flash_attn":
+            # It knows one width of heads, and as many keys as values.
             width = max(h.head_dim, h.v_head_dim)
             if h.head_dim < width:
                 q_copy, k_copy = h.n_q * width, n_v * width
             elif h.n_k < n_v:
                 k_copy = n_v * width
             if h.v_head_dim < width:
-                v_copy = n_v * width
-                d_out, keeps_output = h.n_q * width, False
+                v_copy, d_out, keeps_output = n_v * width, h.n_q * width, False
         case "flex":
-            if h.n_k < n_v:
-                k_copy = n_v * h.head_dim
+            k_copy = n_v * h.head_dim if h.n_k < n_v else 0
         case _ as never:
             assert_never(never)
-    kept = p.made(q_copy + k_copy + v_copy + d_out) + p.full(h.n_q) + beside
-    parts_of_turned = not q_copy or not (k_copy or borrowed)
-    if turned and parts_of_turned:
+    kept = p.made(q_copy + k_copy + v_copy + d_out) + p.full(h.n_q) + mask
+    keeps_turned = not q_copy or not (k_copy or borrowed)
+    if turned and keeps_turned:
         kept += p.made(turned)
-    if not (v_copy or borrowed) or (not turned and parts_of_turned):
+    if not (v_copy or borrowed) or (not turned and keeps_turned):
         kept += p.made(made)
-    work = p.made(d_out + (q_copy or h.d_q) + (k_copy or h.d_k) + (v_copy or h.d_v)) + 2 * beside
+    work = p.made(d_out + (q_copy or h.d_q) + (k_copy or h.d_k) + (v_copy or h.d_v)) + mask
     if p.cuda:
         # FlashAttention-2 adds up queries' gradients in float32, and has those of grouped keys and values once a head.
-        work += p.full(h.d_q) + (2 * p.made(max(h.d_q, d_out)) if h.n_k < h.n_q else 0)
+        work += p.full(h.d_q) + (p.made(h.d_q + d_out) if h.n_k < h.n_q else 0)
     return _Step(kept=kept, work=work), keeps_output
 
 
-def _row_block_bytes(h: _Heads, p: _Pass) -> int:
+def _window_blocks_step(h: _Heads, p: Pass) -> tuple[_Step, bool]:
+    """`windowed_sdpa`: blocks of queries, each with copies of the keys and values that it sees, and a mask."""
+    assert h.window is not None
+    size, seen = h.window.size, h.window.sink + 2 * h.window.size
+    n_blocks = -(-p.length // size)
+    block = p.element_bytes * p.batch * n_blocks
+    operands = block * (size * h.d_q + seen * h.n_q * (h.head_dim + h.v_head_dim))
+    output = block * size * h.n_q * h.v_head_dim
+    sums = _FLOAT_BYTES * p.batch * n_blocks * size * h.n_q
+    step = _Step(kept=operands + output + sums + block * size * seen, work=operands + output)
+    return step, n_blocks * size == p.length
+
+
+def _row_block_bytes(h: _Heads, p: Pass) -> int:
     """Scores of one block of rows on the CPU, as often as they are held: maps, their gradients, the next block's."""
     size = _ROW_BLOCK if h.window is None or h.window.size > _NARROW_WINDOW else _NARROW_ROW_BLOCK
     rows = min(size, p.length)
@@ -677,7 +710,7 @@ def _row_block_bytes(h: _Heads, p: _Pass) -> int:
 # --- recurrences and convolutions ---------------------------------------------------------------
 
 
-def _convolution_step(p: _Pass, channels: int, taps: int, *, silu: bool, input_bytes: int) -> _Step:
+def _convolution_step(p: Pass, channels: int, taps: int, *, silu: bool, input_bytes: int) -> _Step:
     """In float32, with what it is given to SiLU kept too; `input_bytes` are of the array that its input is part of."""
     if p.fused and 2 <= taps <= 4 and channels % _CONV_ALIGNMENT == 0:
         return _Step(kept=input_bytes, work=3 * p.made(channels))
@@ -686,7 +719,7 @@ def _convolution_step(p: _Pass, channels: int, taps: int, *, silu: bool, input_b
     return _Step(kept=kept, work=(3 + arrays) * p.full(channels))
 
 
-def _mamba_steps(m: Mamba2Spec, p: _Pass, *, own_input: bool, own_values: bool, output: bool) -> _Steps:
+def _mamba_steps(m: Mamba2Spec, p: Pass, *, own_input: bool, own_values: bool, output: bool) -> _Steps:
     """`own_input`: whether nobody else keeps what the input projection is given."""
     d_bc = 2 * m.n_groups * m.d_state
     channels = m.d_ssm + d_bc
@@ -711,39 +744,48 @@ def _mamba_steps(m: Mamba2Spec, p: _Pass, *, own_input: bool, own_values: bool, 
 
 @dataclass(frozen=True, kw_only=True)
 class _Scan:
-    """Bytes of the chunked SSD: `copied` whether chunks or groups need copies of its arguments, in `whole` chunks."""
+    """The chunked SSD: whether its arguments are padded to whole chunks, and folded by groups; bytes of a feature."""
 
     chunk_len: int
-    copied: bool
+    padded: bool
+    folded: bool
     row: int
     states: int
+
+    @property
+    def copied(self) -> bool:
+        return self.padded or self.folded
 
     def whole(self, width: int) -> int:
         """Bytes of a float32 array at every position of whole chunks."""
         return self.row * width
 
 
-def _scan(m: Mamba2Spec, p: _Pass) -> _Scan:
+def _scan(m: Mamba2Spec, p: Pass) -> _Scan:
     chunks = -(-p.length // p.ssd_chunk)
     chunk_len = -(-p.length // chunks)
     return _Scan(
         chunk_len=chunk_len,
-        copied=chunks * chunk_len > p.length or (m.n_groups > 1 and p.batch > 1),
+        padded=chunks * chunk_len > p.length,
+        folded=m.n_groups > 1 and p.batch > 1,
         row=_FLOAT_BYTES * p.batch * chunks * chunk_len,
         states=_FLOAT_BYTES * p.batch * chunks * m.d_state * m.d_ssm if chunks > 1 else 0,
     )
 
 
-def _scan_steps(m: Mamba2Spec, p: _Pass, channels: int) -> _Steps:
+def _scan_steps(m: Mamba2Spec, p: Pass, channels: int) -> _Steps:
     """The step sizes and the SSD recurrence, then the skip D x, whose gradient waits for the recurrence's."""
     d_bc, scan = channels - m.d_ssm, _scan(m, p)
-    waiting = p.made(m.d_ssm)
+    waiting, rates = p.made(m.d_ssm), 2 * _FLOAT_BYTES * m.n_heads
     if p.fused and p.half:
-        # States and their gradients in float32, then both in the dtype of products too.
-        states = scan.states + scan.states // 2
-        work = waiting + 3 * p.made(m.d_ssm) + 2 * p.full(d_bc) + 2 * p.full(p.ssd_chunk * m.n_groups) + 2 * states
-        return (_Step(kept=p.made(channels + m.d_ssm) + 3 * p.full(m.n_heads), work=work),)
-    kept = 2 * p.full(m.n_heads) + scan.whole(m.n_heads + m.d_ssm) + scan.states
+        # States and their gradients in float32, then each in the dtype of products beside it; then products of chunks.
+        scores = p.full(p.ssd_chunk * m.n_groups)
+        of_states = 3 * scan.states + scores
+        of_products = scan.states + p.made(m.d_ssm) + p.full(d_bc) + 3 * scores
+        work = waiting + p.made(m.d_ssm) + p.made(d_bc) + max(of_states, of_products)
+        decays = _FLOAT_BYTES * p.batch * -(-p.length // p.ssd_chunk) * p.ssd_chunk * m.n_heads
+        return (_Step(kept=p.made(channels + m.d_ssm) + 2 * p.full(m.n_heads) + decays + rates, work=work),)
+    kept = 2 * p.full(m.n_heads) + rates + scan.whole(m.n_heads + m.d_ssm) + scan.states
     kept += scan.whole(channels) if scan.copied or p.half else p.made(channels)
     kept += scan.whole(m.n_heads) if scan.copied else 0
     # Gradients in and out and the inputs of products; scores twice; B's and C's; the states' or a last product.
@@ -753,18 +795,18 @@ def _scan_steps(m: Mamba2Spec, p: _Pass, channels: int) -> _Steps:
     return (_Step(kept=kept, work=work + waiting), skip)
 
 
-def _scan_forward(m: Mamba2Spec, p: _Pass) -> int:
+def _scan_forward(m: Mamba2Spec, p: Pass) -> int:
     """What the recurrence's forward holds: the projection's and the convolution's outputs too."""
     d_bc, scan = 2 * m.n_groups * m.d_state, _scan(m, p)
     given = p.made(2 * m.d_ssm + d_bc + m.n_heads) + p.made(m.d_ssm + d_bc) + p.full(m.n_heads)
     if p.fused and p.half:
         return given + p.made(m.d_ssm) + scan.states + scan.states // 2
-    copies = scan.whole(m.d_ssm + d_bc) if scan.copied or p.half else 0
+    copies = scan.whole(m.d_ssm + d_bc) * ((scan.padded or p.half) + scan.folded)
     products = scan.whole(2 * m.d_ssm + scan.chunk_len * m.n_groups + 4 * m.n_heads)
     return given + copies + products + 3 * scan.states
 
 
-def _diff_mamba_steps(d: DiffMambaSpec, p: _Pass) -> _Steps:
+def _diff_mamba_steps(d: DiffMambaSpec, p: Pass) -> _Steps:
     first = _mamba_steps(d.mamba, p, own_input=True, own_values=True, output=True)
     second = _mamba_steps(d.mamba, p, own_input=p.half, own_values=True, output=True)
     # The second's output is kept for the gradient of lambda. The first's gradient, then the second's, wait.
@@ -773,7 +815,7 @@ def _diff_mamba_steps(d: DiffMambaSpec, p: _Pass) -> _Steps:
     return (*steps, difference, _norm_step(p, p.d_model)) if d.norm == "output" else (*steps, difference)
 
 
-def _intra_steps(i: IntraSpec, p: _Pass) -> _Steps:
+def _intra_steps(i: IntraSpec, p: Pass) -> _Steps:
     d_attention, d_ssm = i.attention.d_v, i.mamba.d_ssm
     attention, attention_kept = _attention_steps(i.attention, p, output=False)
     mamba = _mamba_steps(i.mamba, p, own_input=p.half, own_values=i.value == "separate", output=False)
@@ -799,7 +841,7 @@ def _intra_steps(i: IntraSpec, p: _Pass) -> _Steps:
 # --- feed-forward networks ----------------------------------------------------------------------
 
 
-def _ffn_steps(ffn: FfnSpec | None, p: _Pass) -> _Steps:
+def _ffn_steps(ffn: FfnSpec | None, p: Pass) -> _Steps:
     match ffn:
         case None:
             return ()
@@ -813,11 +855,11 @@ def _ffn_steps(ffn: FfnSpec | None, p: _Pass) -> _Steps:
             assert_never(never)
 
 
-def _has_own_swiglu(d_ffn: int, p: _Pass) -> bool:
+def _has_own_swiglu(d_ffn: int, p: Pass) -> bool:
     return not p.cuda and not p.half and d_ffn % _SWIGLU_STEP == 0
 
 
-def _swiglu_steps(d_ffn: int, p: _Pass, *, own_input: bool) -> _Steps:
+def _swiglu_steps(d_ffn: int, p: Pass, *, own_input: bool) -> _Steps:
     kept = p.made(p.d_model) if own_input else 0
     if _has_own_swiglu(d_ffn, p):
         return (_Step(kept=kept + 3 * p.full(d_ffn), work=2 * p.full(d_ffn) + p.full(p.d_model)),)
@@ -829,7 +871,7 @@ def _swiglu_steps(d_ffn: int, p: _Pass, *, own_input: bool) -> _Steps:
     )
 
 
-def _relu2_steps(ffn: Relu2Spec, p: _Pass) -> _Steps:
+def _relu2_steps(ffn: Relu2Spec, p: Pass) -> _Steps:
     if not p.cuda and not p.half:
         work = p.full(ffn.d_ffn) + p.full(p.d_model)
         return (_Step(kept=p.full(p.d_model) + 2 * p.full(ffn.d_ffn), work=work),)
@@ -842,7 +884,7 @@ def _relu2_steps(ffn: Relu2Spec, p: _Pass) -> _Steps:
     )
 
 
-def _moe_steps(moe: MoeSpec, p: _Pass) -> _Steps:
+def _moe_steps(moe: MoeSpec, p: Pass) -> _Steps:
     """Routed experts, at `top_k` rows a position, then the shared ones."""
     k, d_ffn, d_model = moe.top_k, moe.d_ffn, p.d_model
     shared = _swiglu_steps(moe.n_shared * d_ffn, p, own_input=p.half) if moe.n_shared else ()
@@ -862,7 +904,7 @@ def _moe_steps(moe: MoeSpec, p: _Pass) -> _Steps:
     )
 
 
-def _routing_bytes(moe: MoeSpec, p: _Pass) -> int:
+def _routing_bytes(moe: MoeSpec, p: Pass) -> int:
     """Scores of all experts, weights of those chosen before and after their division by a sum, and three indices."""
     k = moe.top_k
     return p.full(moe.n_experts) + p.full(2 * k + 1 if k > 1 else 1) + 3 * k * _INT_BYTES * p.positions
@@ -872,13 +914,67 @@ def _routing_bytes(moe: MoeSpec, p: _Pass) -> int:
 
 
 def checkpoint_bytes(run: RunSpec) -> int:
-    """One checkpoint on the disk: weights and AdamW's two moments, float32.
+    """One checkpoint on the disk: weights and AdamW's two moments in float32, its steps, and what stands around them.
 
-    Not counted: names and the archive's own bookkeeping, some kilobytes a layer, and experts' biases.
+    What `torch.save` writes around tensors is estimated, at what it writes around those of toy models.
     """
-    return 3 * final_weights_bytes(run)
+    around = _ARCHIVE_BYTES + _ARCHIVE_TENSOR_BYTES * _tensors(run)
+    return 3 * _FLOAT_BYTES * run_cost(run).total_params + _buffer_bytes(run) + around
 
 
 def final_weights_bytes(run: RunSpec) -> int:
-    """The export of a finished run's weights, float32; tied weights are written once. Names are not counted."""
-    return _FLOAT_BYTES * run_cost(run).total_params
+    """The export of a finished run's weights in float32, tied weights once; names are estimated."""
+    return _FLOAT_BYTES * run_cost(run).total_params + _buffer_bytes(run) + _EXPORT_TENSOR_BYTES * _tensors(run)
+
+
+def _buffer_bytes(run: RunSpec) -> int:
+    """Biases of experts."""
+    moes = (block.ffn for block in distinct_blocks(run.model.blocks) if isinstance(block.ffn, MoeSpec))
+    return _FLOAT_BYTES * sum(moe.n_experts for moe in moes)
+
+
+def _tensors(run: RunSpec) -> int:
+    """How many arrays a model's parameters are."""
+    model = run.model
+    blocks = sum(
+        _mixer_tensors(block.mixer) + _ffn_tensors(block.ffn) + (1 if block.ffn is None else 2)
+        for block in distinct_blocks(model.blocks)
+    )
+    return blocks + 2 + (0 if model.tie_embeddings else 1) + (1 if model.meta_tokens else 0)
+
+
+def _mixer_tensors(mixer: MixerSpec) -> int:
+    """Those of a mixer; of one from a user's file, which does not say, a guess."""
+    match mixer:
+        case AttentionSpec():
+            return 2 if mixer.qkv_conv is None else 4
+        case DiffAttentionSpec():
+            return 7 if mixer.norm == "head" else 6
+        case Mamba2Spec():
+            return 7 if mixer.gate_norm == "none" else 8
+        case DiffMambaSpec():
+            return 2 * _mixer_tensors(mixer.mamba) + (2 if mixer.norm == "output" else 1)
+        case IntraSpec():
+            scalars = {"none": 0, "scale": 2, "diff_t": 4, "gate": 1}[mixer.scalar]
+            # Of the modules' own output projections, none or one too many.
+            outputs = -1 if mixer.output == "joint" else 0
+            modules = _mixer_tensors(mixer.attention) + _mixer_tensors(mixer.mamba)
+            return modules + outputs + scalars + (2 if mixer.norm == "group" else 0)
+        case ShortConvSpec():
+            return 2
+        case OutsideSpec():
+            return 4
+        case _ as never:
+            assert_never(never)
+
+
+def _ffn_tensors(ffn: FfnSpec | None) -> int:
+    match ffn:
+        case None:
+            return 0
+        case SwigluSpec() | Relu2Spec():
+            return 2
+        case MoeSpec():
+            return 5 if ffn.n_shared else 3
+        case _ as never:
+            assert_never(never)

@@ -22,7 +22,7 @@ from hybrid.spec import ConfigError, HubSpec
 from sweeps.cells import UNNAMED, CellRun, Expansion, expand, reference_models
 from sweeps.compose import Composer
 from sweeps.evidence import chosen_rows, evidence, rows_of
-from sweeps.guards import check_limits
+from sweeps.guards import check_limits, limits_text
 from sweeps.identity import run_id
 from sweeps.launch import End, EndStatus, Launcher
 from sweeps.outcome import outcome_text
@@ -32,7 +32,7 @@ from sweeps.plan_settings import PlanSettings, read_plan_settings
 from sweeps.plan_text import as_text
 from sweeps.preflight import preflight
 from sweeps.progress import say
-from sweeps.store import Cell, Store, StoreError
+from sweeps.store import Cell, Store, StoreError, is_final
 from sweeps.tune import Choices, choose
 from sweeps.worker import GenerateConfig, evaluate_one, explain_failure, generate_one
 
@@ -199,12 +199,10 @@ def _run(expansion: Expansion, around: Surroundings, launcher: Launcher) -> int:
     store.prepare()
     path = store.publish_request(expansion.request)
     say(as_text(plan, around.plan, title=_title(expansion), brief=True))
-    damaged = [cell for cell in plan.cells if cell.status == "damaged"]
     queue = sorted((cell.run for cell in plan.startable), key=_seed_order(expansion))
     if queue:
         say("")
     ends = launcher.launch(queue, store)
-    ends += [End(cell=cell.run, status="failed", message=_damage(store, cell.run)) for cell in damaged]
     as_planned = plan
     if expansion.request.tuning and not _is_interrupted(ends):
         made, choices = choices.made, choose(expansion.request, store)
@@ -216,6 +214,9 @@ def _run(expansion: Expansion, around: Surroundings, launcher: Launcher) -> int:
             if line not in made:
                 say(line)
         ends += launcher.launch(sorted((cell.run for cell in tuned.values()), key=_seed_order(expansion)), store)
+    known = {end.cell.run_id for end in ends}
+    damaged = [cell.run for cell in plan.cells if cell.status == "damaged" and cell.run.run_id not in known]
+    ends += [End(cell=run, status="failed", message=_damage(store, run)) for run in damaged]
     code, finished = _report_ends(ends, plan)
     if code != EXIT_INTERRUPTED:
         code = max(code, _report_choices(choices))
@@ -246,7 +247,7 @@ def run_single(config: Mapping[str, Any], arguments: Sequence[str], launcher: La
         resolved = read_config(config, stdlib_fingerprint=_fingerprint, reference=reference)
     name = compact(layout_of(resolved.run.model))
     cell = Cell(name=name, row=name, axes={}, seed=None, run_id=run_id(resolved.run))
-    run = CellRun(cell=cell, resolved=resolved, arguments=())
+    run = CellRun(cell=cell, resolved=resolved, arguments=(), plan=config["plan"])
     title = f"run {cell.run_id}"
     if around.mode not in ("run", "plan"):
         return _of_cells([run], around)
@@ -320,6 +321,8 @@ def _print_plan(plan: Plan, around: Surroundings, title: str, metric: str | None
     if settings.format == "json":
         chosen_rows(rows_of(plan), settings)
         print(as_json(plan, settings))
+        for warning in (*plan.warnings, *limits_text(plan, settings)):
+            say(f"warning: {warning}")
     else:
         print(as_text(plan, settings, evidence(plan, settings, around.store, metric), title=title))
     return EXIT_OK
@@ -355,7 +358,7 @@ def _report_ends(ends: Sequence[End], plan: Plan) -> tuple[int, int]:
     unfinished = 0
     for planned in plan.cells:
         cell, end = planned.run.cell, by_run.get(planned.run.run_id)
-        good = end is None or end.status in ("done", "diverged")
+        good = is_final(planned.status) if end is None else end.status in ("done", "diverged")
         unfinished += not planned.run.is_tuning and (planned.run.is_untuned or not good)
         if end is None or planned.run.is_untuned:
             continue

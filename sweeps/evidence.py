@@ -10,9 +10,9 @@ from statistics import fmean
 from typing import Any
 
 from hybrid.decode import did_you_mean, encode
-from hybrid.spec import ConfigError
+from hybrid.spec import ConfigError, RunSpec
 from sweeps.plan import Plan, PlannedCell
-from sweeps.plan_settings import PlanSettings
+from sweeps.plan_settings import PlanSettings, read_noise
 from sweeps.power import Noise, detectable_nats, noise_of_records, seeds_to_separate
 from sweeps.store import Store, StoreError
 
@@ -37,6 +37,24 @@ class Row:
     def model(self) -> tuple[int, int]:
         """Equal for rows whose runs are replicates of each other: one model, or two that are one by symmetry."""
         return self.cells[0].symmetry_key, self.cells[0].settings_key
+
+    @property
+    def comparison(self) -> tuple[object, ...]:
+        """Equal for rows that are to be compared: those of one sweep that stand at one point of its grid."""
+        cell, spec = self.cells[0].run.cell, self.cells[0].spec
+        alike = spec.data, spec.stop, spec.batch_tokens, spec.seq_len, spec.dtype
+        return cell.row.rpartition("/")[0], tuple(cell.axes.items()), alike
+
+    @property
+    def grid_comparison(self) -> tuple[object, ...]:
+        """The same where there are no rows but the points of a grid: those of one length on the same data."""
+        return tuple(getattr(self.cells[0].spec, name) for name in _COMPARABLE)
+
+    @property
+    def given_noise(self) -> Noise | None:
+        """The noise that these cells' own settings give. Raises ConfigError for what is none."""
+        given = self.cells[0].run.plan.get("noise")
+        return None if given is None else read_noise(given)
 
     @property
     def losses(self) -> dict[str, float]:
@@ -76,13 +94,16 @@ class Separation:
 class Evidence:
     """What a request's results can show. Where `not_the_loss` or `unknown` says why, no differences are given.
 
-    `seeds` are those asked for, of the row that has fewest; `pairs` of rows are different models or settings.
+    `rows` are those that it is about. `seeds` are those asked for, of the row that has fewest; `pairs` of rows are
+    different models or settings. `is_given` is noise that settings say, wherever it was measured.
     """
 
+    rows: tuple[Row, ...]
     seeds: int
     pairs: int
     not_the_loss: str | None = None
     noise: Noise | None = None
+    is_given: bool = False
     unknown: str | None = None
     detectable: tuple[Detectable, ...] = ()
     separation: Separation | None = None
@@ -111,8 +132,8 @@ def chosen_rows(rows: Sequence[Row], settings: PlanSettings) -> tuple[Row, Row] 
     return by_label[first], by_label[second]
 
 
-def evidence(plan: Plan, settings: PlanSettings, store: Store, metric: str | None) -> Evidence | None:
-    """What the request's seeds can show; None where there are no two rows to compare.
+def evidence(plan: Plan, settings: PlanSettings, store: Store, metric: str | None) -> tuple[Evidence, ...]:
+    """What the request's seeds can show, of each group of rows that are to be compared; noise is that of the group.
 
     `metric` is the one that the sweep's report asks for; None is the loss, but for runs with a stop rule. Raises
     ConfigError where `plan.separate` names rows that are not there.
@@ -120,14 +141,32 @@ def evidence(plan: Plan, settings: PlanSettings, store: Store, metric: str | Non
     rows = [row for row in rows_of(plan) if not row.cells[0].run.is_tuning]
     chosen = chosen_rows(rows, settings)
     if len(rows) < 2:
-        return None
+        return ()
+    groups: dict[tuple[object, ...], list[Row]] = {}
+    has_rows = len({row.cells[0].run.cell.row for row in rows}) > 1
+    for row in rows:
+        groups.setdefault(row.comparison if has_rows else row.grid_comparison, []).append(row)
+    found = [
+        _of_group(group, chosen if chosen is not None and chosen[0] in group else None, settings, store, metric)
+        for group in groups.values()
+        if len(group) > 1 or (chosen is not None and chosen[0] in group)
+    ]
+    return tuple(found[:1] if found and found[0].not_the_loss is not None else found)
+
+
+def _of_group(
+    rows: Sequence[Row], chosen: tuple[Row, Row] | None, settings: PlanSettings, store: Store, metric: str | None
+) -> Evidence:
     different = len({row.model for row in rows})
-    base = Evidence(seeds=min(row.seeds for row in rows), pairs=different * (different - 1) // 2)
-    if any(cell.spec.stop is not None for cell in plan.cells):
+    base = Evidence(rows=tuple(rows), seeds=min(row.seeds for row in rows), pairs=different * (different - 1) // 2)
+    if any(row.cells[0].spec.stop is not None for row in rows):
         return replace(base, not_the_loss="its runs end when the task is solved, and are compared by whether and when")
     if metric not in (None, LOSS):
         return replace(base, not_the_loss=f"its tables compare {metric}")
-    known = _Known(settings.noise, {}) if settings.noise else _known_here(rows, store) or _known_elsewhere(plan, store)
+    # Of rows of several scales the noisiest stands for all.
+    given = max((row.given_noise for row in rows if row.given_noise), key=lambda n: n.sd_nats, default=None)
+    base = replace(base, is_given=given is not None)
+    known = _Known(given, {}) if given else _known_here(rows, store) or _known_elsewhere(rows, store)
     separation = None if chosen is None else _separation(chosen, known, settings)
     if known is None:
         unknown = (
@@ -206,11 +245,11 @@ def _known_here(rows: Sequence[Row], store: Store) -> _Known | None:
     return _pooled(several, f"the request's own finished runs in {store.root}")
 
 
-def _known_elsewhere(plan: Plan, store: Store) -> _Known | None:
-    """From other runs in the store with the same data and length as one of the request's."""
-    reported = {cell.settings_key: cell.spec for cell in plan.cells if not cell.run.is_tuning}
-    alike = {tuple(getattr(spec, name) for name in _COMPARABLE) for spec in reported.values()}
-    wanted = {json.dumps([encode(value) for value in values]) for values in alike}
+def _known_elsewhere(rows: Sequence[Row], store: Store) -> _Known | None:
+    """From other runs in the store with the same data and length as one of the rows; the rows' own models may be among
+    them, on other seeds."""
+    wanted = {json.dumps([encode(value) for value in row.grid_comparison]) for row in rows}
+    own = {_but_for_seeds(_as_recorded(cell.spec)): row.model for row in rows for cell in row.cells[:1]}
     losses: dict[tuple[object, ...], list[float]] = {}
     for run_id in store.run_ids():
         with contextlib.suppress(StoreError):
@@ -220,11 +259,23 @@ def _known_elsewhere(plan: Plan, store: Store) -> _Known | None:
                 continue
             loss = record["metrics"].get(LOSS)
             if record["status"] == "done" and isinstance(loss, float):
-                same = json.dumps({key: value for key, value in spec.items() if key not in _SEEDS}, sort_keys=True)
-                losses.setdefault((same,), []).append(loss)
+                same = _but_for_seeds(spec)
+                losses.setdefault(own.get(same, (same,)), []).append(loss)
     several = {model: found for model, found in losses.items() if len(found) > 1}
     known = _pooled(several, f"other finished runs in {store.root}, of the same data and length")
-    return None if known is None else _Known(known.noise, {})
+    if known is None:
+        return None
+    models = set(own.values())
+    return replace(known, dof_of={model: dof for model, dof in known.dof_of.items() if model in models})
+
+
+def _as_recorded(spec: RunSpec) -> dict[str, Any]:
+    encoded: dict[str, Any] = json.loads(json.dumps(encode(spec)))
+    return encoded
+
+
+def _but_for_seeds(spec: Mapping[str, Any]) -> str:
+    return json.dumps({key: value for key, value in spec.items() if key not in _SEEDS}, sort_keys=True)
 
 
 def _pooled(losses: Mapping[tuple[object, ...], Sequence[float]], where: str) -> _Known | None:

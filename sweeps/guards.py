@@ -6,7 +6,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from hybrid.memory import train_memory
-from hybrid.spec import ConfigError, ExecSpec
+from hybrid.spec import ConfigError, ExecSpec, RunSpec
 from sweeps.plan import Ledger, Plan, PlannedCell, ledger
 from sweeps.plan_settings import PlanSettings
 from sweeps.text import hours_text, size_text
@@ -70,23 +70,50 @@ def _read(path: str) -> str:
         return ""
 
 
+@dataclass(frozen=True, kw_only=True)
+class NeededMemory:
+    """The memory that a cell needs, and the run that needs it."""
+
+    n_bytes: int
+    run: RunSpec
+    execution: ExecSpec
+
+
+def needed_memory(cell: PlannedCell) -> NeededMemory:
+    """What the cell's run needs, as measured or as predicted; of an untuned cell, the most that it may come to need."""
+    mine, resolved = cell.shape.peak_memory_bytes, cell.run.resolved
+    worst = NeededMemory(n_bytes=mine, run=resolved.run, execution=resolved.execution)
+    if not cell.run.is_untuned:
+        return worst
+    known: set[tuple[object, ...]] = set()
+    for candidate in cell.run.candidates:
+        run, execution = candidate.resolved.run, candidate.resolved.execution
+        shape = id(run.model), run.data, run.batch_tokens, run.seq_len, run.dtype, execution
+        if shape not in known:
+            known.add(shape)
+            n_bytes = train_memory(run, execution).total_bytes
+            if n_bytes > worst.n_bytes:
+                worst = NeededMemory(n_bytes=n_bytes, run=run, execution=execution)
+    return worst
+
+
 def too_large(plan: Plan, settings: PlanSettings) -> list[TooLarge]:
     """The missing cells that need more memory than there is, as predicted or as measured."""
     found: dict[MemoryLimit, list[PlannedCell]] = {}
     for cell in plan.missing:
         limit = memory_limit(cell, settings)
-        if limit is not None and cell.shape.peak_memory_bytes > limit.n_bytes:
+        if limit is not None and needed_memory(cell).n_bytes > limit.n_bytes:
             found.setdefault(limit, []).append(cell)
     return [TooLarge(limit=limit, cells=tuple(sorted(cells, key=_largest_first))) for limit, cells in found.items()]
 
 
 def _largest_first(cell: PlannedCell) -> int:
-    return -cell.shape.peak_memory_bytes
+    return -needed_memory(cell).n_bytes
 
 
 def too_large_text(found: TooLarge) -> str:
     """Who does not fit where, with both numbers, and what would fit."""
-    sizes = {cell.label: size_text(cell.shape.peak_memory_bytes) for cell in reversed(found.cells)}
+    sizes = {cell.label: size_text(needed_memory(cell).n_bytes) for cell in reversed(found.cells)}
     named = [f"'{label}' {size}" for label, size in reversed(sizes.items())]
     more = f" and {len(named) - _MAX_NAMED} more" if len(named) > _MAX_NAMED else ""
     return (
@@ -97,10 +124,12 @@ def too_large_text(found: TooLarge) -> str:
 
 def _what_fits(cell: PlannedCell, limit_bytes: int) -> str:
     """The settings of `exec` that change least and make the run fit."""
-    run, execution = cell.spec, cell.run.resolved.execution
-    smallest = cell.shape.peak_memory_bytes
+    needed = needed_memory(cell)
+    run, execution, smallest = needed.run, needed.execution, needed.n_bytes
+    # What a measurement showed to be predicted too low is so of other settings as well.
+    beyond = max(1.0, cell.shape.peak_memory_bytes / cell.shape.memory.total_bytes)
     for candidate in _smaller(run.batch_size, execution):
-        n_bytes = train_memory(run, candidate).total_bytes
+        n_bytes = math.ceil(beyond * train_memory(run, candidate).total_bytes)
         if n_bytes <= limit_bytes:
             return f"{size_text(n_bytes)} with {_settings_text(execution, candidate)}"
         smallest = min(smallest, n_bytes)
@@ -145,6 +174,12 @@ def beyond_limits(plan: Plan, settings: PlanSettings, totals: Ledger) -> list[st
             f"{size_text(disk)}, of which {size_text(totals.kept_bytes)} stay; ask for fewer runs, or allow as much"
         )
     return problems
+
+
+def limits_text(plan: Plan, settings: PlanSettings) -> list[str]:
+    """What goes beyond the limits, and what does not fit where nobody said that it has to: a line each."""
+    notes = [too_large_text(found) for found in too_large(plan, settings) if not found.limit.binds]
+    return [*notes, *(f"beyond the limits: {problem}" for problem in beyond_limits(plan, settings, ledger(plan)))]
 
 
 def _beyond_hours(limit: float, plan: Plan, totals: Ledger) -> list[str]:

@@ -19,13 +19,16 @@ from sweeps.store import CellStatus, Store, StoreError, is_final
 from sweeps.trunks import payment, trunk_id, trunk_jobs
 from sweeps.tune import TUNE, UNTUNED
 
+# Two are kept, and the next one is written whole before the older of them goes.
+_MOST_CHECKPOINTS = 3
+
 
 @dataclass(frozen=True, kw_only=True)
 class ShapeCost:
     """What all runs of one shape under one ExecSpec need: see `hybrid.memory` and `sweeps.speed`.
 
     `memory_switched` is the prediction with activation checkpointing the other way round. `disk_bytes` is what a run
-    holds at most: the two checkpoints that are kept while it runs, and the final weights, which stay.
+    holds at most: its checkpoints, and the final weights, which stay.
     """
 
     memory: Memory
@@ -37,12 +40,18 @@ class ShapeCost:
 
     @property
     def peak_memory_bytes(self) -> int:
-        """What it has to be given: as predicted, or as measured where that was more."""
-        return max(self.memory.total_bytes, self.speed.peak_memory_bytes or 0)
+        """What it has to be given: as measured where it was, else as predicted."""
+        measured = self.speed.peak_memory_bytes
+        return self.memory.total_bytes if measured is None else measured
+
+    @property
+    def working_bytes(self) -> int:
+        """The checkpoints that are there at most while it trains."""
+        return _MOST_CHECKPOINTS * self.checkpoint_bytes
 
     @property
     def disk_bytes(self) -> int:
-        return 2 * self.checkpoint_bytes + self.weights_bytes
+        return self.working_bytes + self.weights_bytes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,28 +138,15 @@ class Total:
     train_tokens: int
     hours: Mapping[str, Hours]
 
-    def less(self, other: "Total") -> "Total":
-        """What is left when `other`, a part of it, is taken away."""
-        hours = {}
-        for unit, mine in self.hours.items():
-            theirs = other.hours.get(unit, Hours(known=0.0, unknown=0))
-            hours[unit] = Hours(known=mine.known - theirs.known, unknown=mine.unknown - theirs.unknown)
-        return Total(
-            runs=self.runs - other.runs,
-            paper_train_flops=self.paper_train_flops - other.paper_train_flops,
-            full_train_flops=self.full_train_flops - other.full_train_flops,
-            train_tokens=self.train_tokens - other.train_tokens,
-            hours=hours,
-        )
-
 
 @dataclass(frozen=True, kw_only=True)
 class Ledger:
-    """From what was asked for to what is to be paid: asked = shared + finished + damaged + begun + trunks
+    """From what was asked for to what is to be paid: asked = shared + finished + damaged + begun + in_trunks + trunks
     + to_pay.
 
     `shared` are cells whose run another cell of the request has; `begun` are steps that checkpoints of unfinished runs
-    hold; `trunks` is what is saved by steps that several new runs share, or that a trunk in the store has made already.
+    hold, `in_trunks` those that trunks in the store have made already; `trunks` is what is saved as several new runs
+    share the steps of one trunk.
     `tuning` is the part of `asked` that tuning runs are, `tuning_to_pay` that of `to_pay`.
     `disk_bytes` is held at most, were all that is missing to run at once; `kept_bytes` of it stay: final weights, and
     the checkpoints that branches start from.
@@ -161,6 +157,7 @@ class Ledger:
     finished: Total
     damaged: Total
     begun: Total
+    in_trunks: Total
     trunks: Total
     to_pay: Total
     tuning: Total
@@ -196,12 +193,12 @@ def make_plan(runs: Sequence[CellRun], store: Store, settings: PlanSettings) -> 
     """Look every cell up in the store, and work out what it costs; one whose stored spec is not its own counts as
     damaged."""
     costing = _Costing(store, settings)
-    first: dict[str, str] = {}
+    first: dict[str, tuple[int, str]] = {}  # by place: two cells may have one name
     cells = []
-    for run in runs:
+    for place, run in enumerate(runs):
         status, loss = _look_up(store, run)
-        same_as = first.setdefault(run.run_id, run.cell.name)
-        cells.append(costing.cell(run, status, loss, None if same_as == run.cell.name else same_as))
+        first_place, name = first.setdefault(run.run_id, (place, run.cell.name))
+        cells.append(costing.cell(run, status, loss, None if first_place == place else name))
     missing = [cell.run for cell in cells if cell.is_missing]
     paid = payment(missing, store)
     cells = [_to_be_paid(cell, paid.run_steps[cell.run.run_id], store) if cell.is_missing else cell for cell in cells]
@@ -363,8 +360,7 @@ def ledger(plan: Plan) -> Ledger:
     todo = plan.missing
     own = [(cell, cell.own_steps) for cell in todo]
     paid = [*own, *((trunk.branch, trunk.steps) for trunk in plan.trunks)]
-    begun = total([(cell, cell.begun_steps) for cell in todo if cell.begun_steps], runs=0)
-    to_pay = total(paid, runs=len(todo))
+    in_trunks, trunks = _spared(todo, plan.trunks)
     first = [cell for cell in plan.cells if cell.same_as is None]
     kept = sum(cell.shape.weights_bytes for cell in todo) + sum(trunk.points_bytes for trunk in plan.trunks)
     working = [*(cell.shape for cell in todo), *(trunk.branch.shape for trunk in plan.trunks)]
@@ -373,17 +369,38 @@ def ledger(plan: Plan) -> Ledger:
         shared=whole(cell for cell in plan.cells if cell.same_as is not None),
         finished=whole(cell for cell in first if is_final(cell.status)),
         damaged=whole(cell for cell in first if cell.status == "damaged"),
-        begun=begun,
-        trunks=whole(todo).less(begun).less(to_pay),
-        to_pay=to_pay,
+        begun=total([(cell, cell.begun_steps) for cell in todo if cell.begun_steps], runs=0),
+        in_trunks=in_trunks,
+        trunks=trunks,
+        to_pay=total(paid, runs=len(todo)),
         tuning=whole(cell for cell in plan.cells if cell.run.is_tuning),
         tuning_to_pay=total(
             [(cell, steps) for cell, steps in paid if cell.run.is_tuning],
             runs=sum(cell.run.is_tuning for cell in todo),
         ),
-        disk_bytes=kept + sum(2 * shape.checkpoint_bytes for shape in working),
+        disk_bytes=kept + sum(shape.working_bytes for shape in working),
         kept_bytes=kept,
     )
+
+
+def _spared(todo: Sequence[PlannedCell], trunks: Sequence[PlannedTrunk]) -> tuple[Total, Total]:
+    """What new runs do not train themselves: what trunks have made already, and what is saved as runs share the rest.
+
+    The branch that leaves its trunk last stands for the whole of the trunk, the other ones share that.
+    """
+    still_to_make = {trunk.trunk_id: trunk.steps for trunk in trunks}
+    branches: dict[str, list[tuple[PlannedCell, int]]] = {}
+    for cell in todo:
+        if cell.trunk is not None:
+            steps = cell.spec.train_steps - cell.begun_steps - cell.own_steps
+            branches.setdefault(cell.trunk, []).append((cell, steps))
+    made, shared = [], []
+    for trunk, parts in branches.items():
+        (last, steps), *others = sorted(parts, key=lambda part: -part[1])
+        made.append((last, steps - still_to_make.get(trunk, 0)))
+        shared += others
+    in_trunks, by_sharing = (total([part for part in parts if part[1]], runs=0) for parts in (made, shared))
+    return in_trunks, by_sharing
 
 
 # --- rows ---------------------------------------------------------------------------------------

@@ -15,7 +15,9 @@ from sweeps.plan_settings import PlanSettings
 def as_json(plan: Plan, settings: PlanSettings) -> str:
     """The plan as a JSON list, one object a cell; FLOPs, tokens and bytes are exact integers.
 
-    `train_flops` is in the paper's convention, `full_train_flops` in the full one. `gpu_hours` are hours of one
+    `train_flops` is in the paper's convention, `full_train_flops` in the full one. `peak_memory_bytes` is what limits
+    are held against: as measured where it was, else `predicted_memory_bytes`. These are less than the sum of
+    `largest_of_each_part`, as not all parts are largest at one moment. `gpu_hours` are hours of one
     `device`, which may be a CPU, by the speed that `hours_source` says: null where nobody knows it. `own_steps` are to
     be trained for this cell, `trunk_steps` for the `trunk` that its run starts from, given at one of the cells that
     share it: the two sums are what is to be paid. `one_model_with` names the first cells, without their seed, whose
@@ -27,14 +29,14 @@ def as_json(plan: Plan, settings: PlanSettings) -> str:
         for found in one_models(plan)
         for label, reason in zip(found.names[1:], found.reasons, strict=True)
     }
-    trunks = {trunk.branch.run.cell.name: trunk.steps for trunk in plan.trunks}
+    trunks = {id(trunk.branch): trunk.steps for trunk in plan.trunks}
     shapes: dict[int, dict[str, Any]] = {}
     lines = []
     for cell in plan.cells:
         if id(cell.shape) not in shapes:
             shapes[id(cell.shape)] = _shape(cell.shape, cell.run.resolved.execution.activation_checkpointing)
         one_model_with, symmetry = first_and_reason.get(cell.label, (None, None))
-        trunk_steps = trunks.get(cell.run.cell.name, 0)
+        trunk_steps = trunks.get(id(cell), 0)
         entry = _object(cell, one_model_with, symmetry, shapes[id(cell.shape)], trunk_steps, settings.price)
         lines.append(json.dumps(entry))
     return "[\n" + ",\n".join(lines) + "\n]"
@@ -93,10 +95,11 @@ def _shape(shape: ShapeCost, with_checkpointing: bool) -> dict[str, Any]:
     if not with_checkpointing:
         with_it, without_it = without_it, with_it
     return {
-        "peak_memory_bytes": shape.memory.total_bytes,
-        "memory": asdict(shape.memory),
-        "peak_memory_bytes_with_activation_checkpointing": with_it,
-        "peak_memory_bytes_without_activation_checkpointing": without_it,
+        "peak_memory_bytes": shape.peak_memory_bytes,
+        "predicted_memory_bytes": shape.memory.total_bytes,
+        "largest_of_each_part": asdict(shape.memory),
+        "predicted_memory_bytes_with_activation_checkpointing": with_it,
+        "predicted_memory_bytes_without_activation_checkpointing": without_it,
         "measured_peak_memory_bytes": shape.speed.peak_memory_bytes,
         "checkpoint_bytes": shape.checkpoint_bytes,
         "final_weights_bytes": shape.weights_bytes,

@@ -48,7 +48,7 @@ class _NoiseConfig:
 @dataclass(frozen=True, kw_only=True)
 class PlanSettings:
     """The `plan` settings, read. Limits that are None do not bind; `max_gpu_hours` are hours of whatever device the
-    runs are counted on; `noise` None is to be had from the store."""
+    runs are counted on; `noise` None is to be had from the store, and a cell's own scale may say another one."""
 
     format: Literal["text", "json"]
     yes: bool
@@ -80,7 +80,7 @@ def read_plan_settings(config: Mapping[str, Any]) -> PlanSettings:
     power = reader.number("power", lambda x: 0 < x < 1, "a probability above 0 and below 1", optional=False)
     difference = reader.number("difference_nats", lambda x: x > 0, "a difference in nats above 0, or null")
     separate = reader.optional("separate", _two_rows)
-    noise = reader.optional("noise", _noise)
+    noise = reader.optional("noise", read_noise)
     if alpha is not None and power is not None and power <= alpha:
         reader.problems.append(f"plan.power = {power}: expected more than plan.alpha = {alpha}")
     if difference is not None and config.get("separate") is None:
@@ -140,7 +140,7 @@ def _two_rows(value: object) -> tuple[str, str]:
     return names[0], names[1]
 
 
-def _noise(value: object) -> Noise | None:
+def read_noise(value: object) -> Noise | None:
     """What was measured elsewhere; None where the standard deviation is null, whatever else a scale may say of it."""
     given = decode(_NoiseConfig, value, "plan.noise")
     if given.sd_nats is None:

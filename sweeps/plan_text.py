@@ -19,7 +19,7 @@ _LONGEST_LAYOUT = 36
 
 
 def as_text(
-    plan: Plan, settings: PlanSettings, shown: Evidence | None = None, *, title: str, brief: bool = False
+    plan: Plan, settings: PlanSettings, shown: Sequence[Evidence] = (), *, title: str, brief: bool = False
 ) -> str:
     """The plan as a table, the totals, what goes beyond the limits, and what the results could show.
 
@@ -27,7 +27,12 @@ def as_text(
     """
     rows = rows_of(plan)
     totals = ledger(plan)
-    large = {id(cell.shape) for found in too_large(plan, settings) for cell in found.cells}
+    large = {
+        id(cell.shape)
+        for found in too_large(plan, settings)
+        for cell in found.cells
+        if cell.shape.peak_memory_bytes > found.limit.n_bytes  # not so where only a value yet to be tuned is too large
+    }
     columns, common = _fitting(_columns(plan, settings, large), rows)
     header = [column.header for column in columns]
     lines = [[column.cell(row) for column in columns] for row in rows]
@@ -42,7 +47,7 @@ def as_text(
         _sentence(plan, totals),
         *_ledger(totals, settings),
         *_limits(plan, settings, totals),
-        *_evidence(shown, settings),
+        *_all_evidence(shown, settings),
         *([] if brief else ["", _small_print(plan, header)]),
     ]
     return "\n".join(parts)
@@ -149,7 +154,7 @@ def _budget_mismatch(cell: PlannedCell) -> str:
 
 
 def _memory(cell: PlannedCell, large: set[int]) -> str:
-    return size_text(cell.shape.memory.total_bytes) + ("!" if id(cell.shape) in large else "")
+    return size_text(cell.shape.peak_memory_bytes) + ("!" if id(cell.shape) in large else "")
 
 
 def _hours_columns(plan: Plan, settings: PlanSettings) -> list[_Column]:
@@ -211,6 +216,7 @@ def _ledger(totals: Ledger, settings: PlanSettings) -> list[str]:
         "- finished": totals.finished,
         "- damaged": totals.damaged,
         "- in checkpoints of unfinished runs": totals.begun,
+        "- done in trunks": totals.in_trunks,
         "- shared by trunks": totals.trunks,
     }
     rows = {"asked for": totals.asked, "  for tuning": totals.tuning}
@@ -240,7 +246,7 @@ def _hours(hours: Hours | None) -> str:
     if hours is None:
         return _NOTHING
     if not hours.unknown:
-        return hours_text(max(0.0, hours.known))
+        return hours_text(hours.known)
     return _UNKNOWN if hours.known <= 0 else f"{hours_text(hours.known)} + ?"
 
 
@@ -270,9 +276,21 @@ def _limits(plan: Plan, settings: PlanSettings, totals: Ledger) -> list[str]:
 # --- what it can show ---------------------------------------------------------------------------
 
 
-def _evidence(shown: Evidence | None, settings: PlanSettings) -> list[str]:
-    if shown is None:
-        return []
+def _all_evidence(shown: Sequence[Evidence], settings: PlanSettings) -> list[str]:
+    """What can be told apart; groups of rows of which the same is to be said are named together."""
+    said: dict[tuple[str, ...], list[Evidence]] = {}
+    for found in shown:
+        said.setdefault(tuple(_evidence(found, settings)), []).append(found)
+    if len(said) <= 1:
+        return [line for lines in said for line in lines]
+    return [
+        line
+        for lines, group in said.items()
+        for line in ("", f"of {_listed([row.label for found in group for row in found.rows])}:", *lines[1:])
+    ]
+
+
+def _evidence(shown: Evidence, settings: PlanSettings) -> list[str]:
     if shown.not_the_loss is not None:
         return ["", f"what can be told apart is not said here, as the loss is not what counts: {shown.not_the_loss}"]
     separation = [] if shown.separation is None else [_separation(shown.separation)]
@@ -284,6 +302,8 @@ def _evidence(shown: Evidence | None, settings: PlanSettings) -> list[str]:
         f"noise between seeds: standard deviation {noise.sd_nats:.2g} nats, degrees of freedom: {noise.dof} "
         f"({noise.source})",
     ]
+    if shown.is_given:
+        lines.append(f"as given, wherever it was measured; these runs: {_trained_on(shown.rows)}")
     if shown.detectable:
         any_pair = f"any of {shown.pairs} pairs"
         header = ["seeds a row", "two rows", *([any_pair] if shown.pairs > 1 else [])]
@@ -298,6 +318,15 @@ def _evidence(shown: Evidence | None, settings: PlanSettings) -> list[str]:
             table(header, rows),
         ]
     return [*lines, *separation]
+
+
+def _trained_on(rows: Sequence[Row]) -> str:
+    """Tokens and batch of the rows."""
+    specs = [row.cells[0].spec for row in rows]
+    tokens = sorted({spec.train_tokens for spec in specs})
+    lengths = amount(tokens[0]) + (f" to {amount(tokens[-1])}" if len(tokens) > 1 else "")
+    batches = " or ".join(dict.fromkeys(amount(spec.batch_tokens) for spec in specs))
+    return f"{lengths} tokens, {batches} a batch"
 
 
 def _nats(nats: float) -> str:
@@ -350,7 +379,7 @@ def _cost_depends_on_tuning(cell: PlannedCell) -> bool:
 def _memory_source(plan: Plan) -> str:
     checkpointing = {cell.run.resolved.execution.activation_checkpointing for cell in plan.cells}
     how = "with or without" if len(checkpointing) > 1 else "with" if checkpointing.pop() else "without"
-    text = f"memory: predicted peak of training, {how} activation checkpointing, as exec says"
+    text = f"memory: peak of training, as predicted {how} activation checkpointing, as exec says"
     measured = [
         cell.shape.speed.peak_memory_bytes / cell.shape.memory.total_bytes
         for cell in plan.cells
@@ -358,8 +387,8 @@ def _memory_source(plan: Plan) -> str:
     ]
     if measured:
         most = f" to {max(measured):.2f}" if len(set(measured)) > 1 else ""
-        text += f"; measured: {min(measured):.2f}{most} of it"
-    return text + "; disk: two checkpoints while a run lasts, and its weights"
+        text += f", or as measured, {min(measured):.2f}{most} of it"
+    return text + "; disk: up to three checkpoints while a run lasts, and its weights"
 
 
 def _budgets(plan: Plan) -> list[str]:

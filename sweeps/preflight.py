@@ -2,10 +2,11 @@
 
 Each shape has a process of its own, so that one that runs out of memory takes nothing else with it. What is measured is
 published at once (`sweeps.speed`): a shape that is known already, from a run or an earlier preflight on the same
-device, is not measured again, and after an interrupt what was measured stays.
+device with the same kernels and PyTorch, is not measured again, and after an interrupt what was measured stays.
 """
 
 import contextlib
+import json
 import math
 import os
 import signal
@@ -20,18 +21,32 @@ from typing import Any
 from hybrid.memory import train_memory
 from hybrid.spec import ConfigError, ExecSpec, RunSpec
 from sweeps.cells import CellRun
-from sweeps.launch.local import _fork_server
+from sweeps.launch.processes import fork_server
 from sweeps.progress import PLAIN_EVERY_S, say
-from sweeps.speed import Measured, measurement, measurement_text, processor, publish_measurement, shape_id
+from sweeps.speed import (
+    Measured,
+    available_memory_bytes,
+    measurement,
+    measurement_text,
+    processor,
+    publish_measurement,
+    shape_id,
+)
 from sweeps.store import Store, describe_os_error
-from sweeps.text import amount, duration, table
-from sweeps.worker import StopFlag, device_name, explain_failure, preflight_one
+from sweeps.text import amount, duration, size_text, table
+from sweeps.worker import StopFlag, device_name, explain_failure, made_with, preflight_one
 
 EXIT_OK = 0
 EXIT_SOME_FAILED = 1
 EXIT_INTERRUPTED = 130
 
 MARGIN = 1.25
+START_S = 300
+"""Of a time limit: Python and torch are loaded, data are opened, a checkpoint is read, kernels are compiled."""
+
+VALIDATION_TOKENS = 65536
+"""As in `hybrid.train.loop`, which needs torch."""
+
 _LOOK_AGAIN_S = 0.5
 
 
@@ -39,14 +54,15 @@ _LOOK_AGAIN_S = 0.5
 class _Shape:
     """Runs of one shape on one device, and what is known of them: a measurement, or why there is none.
 
-    `names` are the cells', by the length of their training.
+    `names` are the cells', by the length of their training in tokens and the validations made in it.
     """
 
     run: RunSpec
     execution: ExecSpec
     device_name: str
+    made_with: tuple[str, str | None]
     predicted_bytes: int
-    names: dict[int, list[str]] = field(default_factory=dict)
+    names: dict[tuple[int, float], list[str]] = field(default_factory=dict)
     measured: Measured | None = None
     problem: str | None = None
 
@@ -56,19 +72,20 @@ class _Shape:
         return _with_more([name for names in self.names.values() for name in names])
 
 
-def preflight(runs: Sequence[CellRun], store: Store) -> int:
-    """Measure what is not known of these runs' shapes and print it for all of them; gives the exit code.
+def preflight(runs: Sequence[CellRun], store: Store, *, as_json: bool = False, again: bool = False) -> int:
+    """Measure what is not known of these runs' shapes, or all of it `again`, and print it for all; gives the exit code.
 
-    Raises ConfigError where this machine does not have the device, before anything is measured.
+    A table, or a JSON list of its lines in full precision. Raises ConfigError where this machine does not have the
+    device or the kernels, before anything is measured.
     """
     store.prepare()
     stop = StopFlag()
     with stop.on_signals():
-        context = _fork_server()
+        context = fork_server()
         shapes = _shapes(runs, context, stop)
         if stop.reason is None:
-            _measure_missing(shapes, store, context, stop)
-    print(_table(shapes))
+            _measure_missing(shapes, store, context, stop, again)
+    print(json.dumps(_as_json(shapes), indent=1) if as_json else _table(shapes))
     failed = [shape.name for shape in shapes if shape.problem is not None]
     if failed:
         say(f"not measured, of {len(shapes)} shape{'s' * (len(shapes) != 1)}: {', '.join(failed)}")
@@ -78,49 +95,65 @@ def preflight(runs: Sequence[CellRun], store: Store) -> int:
     return EXIT_SOME_FAILED if failed else EXIT_OK
 
 
-def time_limit_s(train_tokens: int, tokens_per_s: float) -> int:
-    """What to ask a scheduler for: a quarter more than the steps take, in whole minutes.
+def time_limit_s(train_tokens: int, tokens_per_s: float, *, validations: float, validation_s: float | None) -> int:
+    """What to ask a scheduler for, in whole minutes: the start, and a quarter more than steps and validations take.
 
-    The quarter is for starting, validation, checkpoints, and nodes that are slower than this one.
+    The quarter is for checkpoints, and nodes that are slower than this one. A validation of unknown time is taken to be
+    no faster than training.
     """
-    return 60 * math.ceil(MARGIN * train_tokens / tokens_per_s / 60)
+    if validation_s is None:
+        validation_s = VALIDATION_TOKENS / tokens_per_s
+    return 60 * math.ceil((START_S + MARGIN * (train_tokens / tokens_per_s + validations * validation_s)) / 60)
+
+
+def n_validations(run: RunSpec, execution: ExecSpec) -> float:
+    """How many validations a run makes, the one at its end and those on the way; a stop rule's by their sequences."""
+    if run.stop is not None:
+        rounds = run.train_tokens // run.stop.every_tokens
+        return 1 + rounds * run.stop.examples / max(1, VALIDATION_TOKENS // run.seq_len)
+    return 1 + (run.train_tokens // execution.eval_every_tokens if execution.eval_every_tokens else 0)
 
 
 def _shapes(runs: Sequence[CellRun], context: Any, stop: StopFlag) -> list[_Shape]:
     """The distinct shapes, in the order of their first cells. Of an untuned cell those of all that it may become."""
-    devices: dict[str, str] = {}
+    found: dict[tuple[str, str], tuple[str, tuple[str, str | None]]] = {}
     shapes: dict[tuple[str, str], _Shape] = {}
     for cell in (candidate for run in runs for candidate in (run.candidates or (run,))):
         run, execution = cell.resolved.run, cell.resolved.execution
-        if execution.device not in devices:
-            devices[execution.device] = _device(execution, context, stop)
-        device = devices[execution.device]
+        asked = execution.device, execution.kernels
+        if asked not in found:
+            found[asked] = _surroundings(execution, context, stop)
+        device, made_with = found[asked]
         key = (shape_id(run, execution), device)
         if key not in shapes:
             predicted = train_memory(run, execution).total_bytes
-            shapes[key] = _Shape(run=run, execution=execution, device_name=device, predicted_bytes=predicted)
-        names = shapes[key].names.setdefault(run.train_tokens, [])
+            shapes[key] = _Shape(
+                run=run, execution=execution, device_name=device, made_with=made_with, predicted_bytes=predicted
+            )
+        names = shapes[key].names.setdefault((run.train_tokens, n_validations(run, execution)), [])
         if cell.cell.name not in names:
             names.append(cell.cell.name)
     return list(shapes.values())
 
 
-def _device(execution: ExecSpec, context: Any, stop: StopFlag) -> str:
-    """The name of the device; asked of a process of its own, as this one has no torch."""
+def _surroundings(execution: ExecSpec, context: Any, stop: StopFlag) -> tuple[str, tuple[str, str | None]]:
+    """The device's name, and kernels and PyTorch; of a GPU asked of a process of its own, as this one has no torch."""
     if execution.device == "cpu":
-        return processor()
-    found = _in_a_process(context, _name_device, (execution,), "a look at the device", stop)
+        return processor(), made_with(execution)
+    found = _in_a_process(context, _look_around, (execution,), "a look at the device", stop)
     if isinstance(found, _Failure):
         raise KeyboardInterrupt if stop.reason is not None else ConfigError(found.message)
-    return str(found)
+    name, kernels, torch_version = found
+    return name, (kernels, torch_version)
 
 
-def _measure_missing(shapes: Sequence[_Shape], store: Store, context: Any, stop: StopFlag) -> None:
+def _measure_missing(shapes: Sequence[_Shape], store: Store, context: Any, stop: StopFlag, again: bool) -> None:
     for number, shape in enumerate(shapes, start=1):
         if stop.reason is not None:
             return
         place = f"[{number}/{len(shapes)}] {shape.name}"
-        shape.measured = measurement(store, shape.run, shape.execution, (shape.device_name,))
+        if not again:
+            shape.measured = measurement(store, shape.run, shape.execution, (shape.device_name,), shape.made_with)
         if shape.measured is not None:
             say(f"{place}: known already: {measurement_text(shape.measured)}")
             continue
@@ -154,18 +187,9 @@ def _too_large(shape: _Shape) -> str | None:
     if shape.execution.device != "cpu" or available is None or shape.predicted_bytes <= available:
         return None
     return (
-        f"not started: predicted to need {_bytes(shape.predicted_bytes)} of memory, of which this machine has "
-        f"{_bytes(available)} available; a smaller exec.microbatch or exec.activation_checkpointing=true needs less"
+        f"not started: predicted to need {size_text(shape.predicted_bytes)} of memory, of which this machine has "
+        f"{size_text(available)} available; a smaller exec.microbatch or exec.activation_checkpointing=true needs less"
     )
-
-
-def available_memory_bytes() -> int | None:
-    """What new processes can have without swapping, as the kernel estimates it; None where it does not tell."""
-    with contextlib.suppress(OSError, LookupError, ValueError):
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    return None
 
 
 # --- processes ----------------------------------------------------------------------------------
@@ -243,8 +267,8 @@ def _child(pipe: "Connection[Any, Any]", work: Any, arguments: tuple[Any, ...]) 
         pipe.send(result)
 
 
-def _name_device(execution: ExecSpec, _tell: Any) -> str:
-    return device_name(execution)
+def _look_around(execution: ExecSpec, _tell: Any) -> tuple[str, str, str | None]:
+    return device_name(execution), *made_with(execution)
 
 
 def _measure(run: RunSpec, execution: ExecSpec, tell: Any) -> Measured:
@@ -258,41 +282,68 @@ _SMALL_PRINT = (
     "tokens/s: the median of two steps after one that warms up, of at most 4 microbatches; forward and backward of the "
     "whole batch in proportion, one update. Memory: predicted, and as measured (on a GPU what PyTorch held at most; on "
     "the CPU by how much the process grew, of which the C library's allocator keeps a part). "
-    "hours: of training alone; time limit: a quarter more, in whole minutes."
+    "hours: of training alone; time limit: a quarter more than training and validation take, and 5 minutes to start."
 )
 
 
 def _table(shapes: Sequence[_Shape]) -> str:
     header = ["cells", "tokens", "tokens/s", "predicted", "measured", "ratio", "hours", "time limit", "known from"]
-    rows = [
-        _line(shape, names, train_tokens) for shape in shapes for train_tokens, names in sorted(shape.names.items())
-    ]
+    rows = [_line(shape, names, *length) for shape in shapes for length, names in sorted(shape.names.items())]
     return "\n".join([table(header, rows), "", _SMALL_PRINT])
 
 
-def _line(shape: _Shape, names: Sequence[str], train_tokens: int) -> list[str]:
+def _as_json(shapes: Sequence[_Shape]) -> list[dict[str, Any]]:
+    """The table's lines as data: bytes, seconds, tokens a second; null where it was not measured, and why in
+    `problem`."""
+    return [
+        {
+            "cells": names,
+            "train_tokens": train_tokens,
+            "validations": validations,
+            "device": shape.device_name,
+            "tokens_per_s": None if measured is None else measured.tokens_per_s,
+            "predicted_memory_bytes": shape.predicted_bytes,
+            "measured_memory_bytes": None if measured is None else measured.peak_memory_bytes,
+            "training_s": None if measured is None else train_tokens / measured.tokens_per_s,
+            "validation_s": None if measured is None else measured.validation_s,
+            "time_limit_s": None if measured is None else _time_limit_s(measured, train_tokens, validations),
+            "source": None if measured is None else measured.source,
+            "known_from": None if measured is None else measurement_text(measured),
+            "kernels": None if measured is None else measured.kernels,
+            "torch": None if measured is None else measured.torch,
+            "problem": shape.problem,
+        }
+        for shape in shapes
+        for measured in (shape.measured,)
+        for (train_tokens, validations), names in sorted(shape.names.items())
+    ]
+
+
+def _time_limit_s(measured: Measured, train_tokens: int, validations: float) -> int:
+    return time_limit_s(
+        train_tokens, measured.tokens_per_s, validations=validations, validation_s=measured.validation_s
+    )
+
+
+def _line(shape: _Shape, names: Sequence[str], train_tokens: int, validations: float) -> list[str]:
     """A line for the runs of one shape and one length."""
     measured = shape.measured
     start = [_with_more(names), amount(train_tokens)]
     if measured is None:
         why = "not measured" if shape.problem is None else shape.problem.partition(":")[0]
-        return [*start, "-", _bytes(shape.predicted_bytes), "-", "-", "-", "-", why]
+        return [*start, "-", size_text(shape.predicted_bytes), "-", "-", "-", "-", why]
     peak, seconds = measured.peak_memory_bytes, train_tokens / measured.tokens_per_s
     return [
         *start,
         amount(measured.tokens_per_s),
-        _bytes(shape.predicted_bytes),
-        "-" if peak is None else _bytes(peak),
+        size_text(shape.predicted_bytes),
+        "-" if peak is None else size_text(peak),
         "-" if peak is None else f"{peak / shape.predicted_bytes:.2f}",
         f"{seconds / 3600:.3g}",
-        duration(time_limit_s(train_tokens, measured.tokens_per_s)),
+        duration(_time_limit_s(measured, train_tokens, validations)),
         measurement_text(measured),
     ]
 
 
 def _with_more(names: Sequence[str]) -> str:
     return names[0] + (f" (+{len(names) - 1})" if len(names) > 1 else "")
-
-
-def _bytes(number: int) -> str:
-    return amount(number, binary=True) + "B"

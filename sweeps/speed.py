@@ -1,10 +1,13 @@
 """How fast a run trains, and in how much memory: as it was measured on that kind of device, else as it is estimated.
 
 A measurement belongs to a shape, all that decides the time and memory of a step, and to a device by its name. Every
-finished run leaves one, and so does `sweeps.preflight`; the first of each sort stands:
+finished run leaves one, and so does `sweeps.preflight`. They are numbered; of each sort the newest few are kept:
 
-    speeds/<shape>/<device>-runs.json         the mean over the steps of a finished run's last attempt
-                   <device>-preflight.json    three steps on random tokens
+    speeds/<shape>/<device>-runs-00000001.json         the mean over the steps of a finished run's last attempt
+                   <device>-preflight-00000001.json    three steps on random tokens
+
+Which kernels `exec.kernels=auto` takes depends on what is installed. So a measurement says on which kernels and which
+PyTorch it was made, and only those are looked at that were made as the newest of all was.
 
 Where nothing was measured, GPU-hours come from a stated share of the device's published peak (MFU) in the full
 convention of `hybrid.cost`. There is no such number for a processor that nobody measured, nor for float32 on a GPU,
@@ -16,7 +19,7 @@ import math
 import platform
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
@@ -27,10 +30,16 @@ from hybrid.decode_cost import A100_80GB_SXM, H100_SXM, H200_SXM, DeviceSpec
 from hybrid.spec import ConfigError, ExecSpec, ModelSpec, RecallSpec, RunSpec
 from sweeps.progress import say
 from sweeps.store import Store, now
-from sweeps.text import amount
+from sweeps.text import amount, size_text
 
 _GPUS = {"a100": A100_80GB_SXM, "h100": H100_SXM, "h200": H200_SXM}
 _CPU = "cpu"
+_EVALUATION_TOKENS = 16384
+_GROUP, _OLD_GROUP = "sys/fs/cgroup", "sys/fs/cgroup/memory"
+_CONTROL_GROUPS = (
+    (f"{_GROUP}/memory.max", f"{_GROUP}/memory.current", f"{_GROUP}/memory.stat"),
+    (f"{_OLD_GROUP}/memory.limit_in_bytes", f"{_OLD_GROUP}/memory.usage_in_bytes", f"{_OLD_GROUP}/memory.stat"),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +47,10 @@ class Measured:
     """What a run, or a preflight, found out. `device_name` is what torch calls a GPU, or the processor's name.
 
     `peak_memory_bytes` is what torch held at most on a GPU, and on the CPU what the process came to hold beyond what it
-    held before the model was built; None where the system does not tell. `run_id` is None of a preflight.
+    held before the model was built; None where the system does not tell. `run_id` is None of a preflight. `kernels` are
+    those that were taken, in words, and `torch` is its version; `validation_s` the seconds of one validation, at most;
+    `beside` how many other runs of the same request ran at the same time, at the start or the end, whichever is more.
+    All of them are None where nobody said.
     """
 
     device_name: str
@@ -47,6 +59,16 @@ class Measured:
     predicted_memory_bytes: int
     source: Literal["runs", "preflight"]
     run_id: str | None
+    kernels: str | None = None
+    torch: str | None = None
+    validation_s: float | None = None
+    beside: int | None = None
+    measured_at: str = ""
+
+    @property
+    def made_with(self) -> tuple[str | None, str | None]:
+        """The kernels, and the version of PyTorch."""
+        return self.kernels, self.torch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,14 +119,40 @@ def processor() -> str:
     return platform.processor() or platform.machine() or "a processor without a name"
 
 
+def available_memory_bytes(root: Path = Path("/")) -> int | None:
+    """What new processes can have without swapping: as the kernel estimates it of the machine, and at most what the
+    control group of this process has left, its caches of files not counted. None where the system does not tell."""
+
+    def read(path: str) -> str:
+        try:
+            return (root / path).read_text()
+        except OSError:
+            return ""
+
+    def field(text: str, name: str) -> int | None:
+        found = re.search(rf"^{name}:?\s+(\d+)", text, re.MULTILINE)
+        return None if found is None else int(found[1])
+
+    found = []
+    kib = field(read("proc/meminfo"), "MemAvailable")
+    if kib is not None:
+        found.append(1024 * kib)
+    for limit, used, caches in _CONTROL_GROUPS:
+        if read(limit).strip().isdigit() and read(used).strip().isdigit():
+            cached = field(read(caches), "(?:total_)?inactive_file") or 0
+            found.append(max(0, int(read(limit)) - max(0, int(read(used)) - cached)))
+    return min(found, default=None)
+
+
 # --- shapes -------------------------------------------------------------------------------------
 
 
 def shape_id(run: RunSpec, execution: ExecSpec) -> str:
     """12 hex digits for what decides the time and memory of a step.
 
-    That is the model, the batch, the dtype, how many positions of a sequence are scored, and how it is carried out. A
-    `microbatch` of the whole batch is none. Not the device, which measurements name, nor the length of the training.
+    That is the model, the batch, that of validation, the dtype, how many positions of a sequence are scored, and how it
+    is carried out: a `microbatch` of the whole batch is none, and on the CPU `kernels` auto is torch. Not the device,
+    which measurements name, nor the length of the training.
     """
     microbatch = execution.microbatch
     whole = microbatch is None or microbatch >= run.batch_size
@@ -114,8 +162,9 @@ def shape_id(run: RunSpec, execution: ExecSpec) -> str:
         run.dtype,
         run.data.n_pairs if isinstance(run.data, RecallSpec) else None,
         None if whole else microbatch,
+        evaluation_batch_size(execution, run.seq_len),
         execution.threads,
-        execution.kernels,
+        "torch" if execution.device == _CPU and execution.kernels == "auto" else execution.kernels,
         execution.activation_checkpointing,
         execution.ssd_chunk,
     )
@@ -125,6 +174,11 @@ def shape_id(run: RunSpec, execution: ExecSpec) -> str:
 @lru_cache(maxsize=65536)
 def _shape_id(model: ModelSpec, rest: tuple[object, ...]) -> str:
     return digest(f'{{"model":{canonical_json(model)},"rest":{canonical_json(rest)}}}')
+
+
+def evaluation_batch_size(execution: ExecSpec, seq_len: int) -> int:
+    """Sequences of a forward pass in validation: as `hybrid.evals.nll` has it, which needs torch."""
+    return execution.microbatch or max(1, _EVALUATION_TOKENS // seq_len)
 
 
 # --- what is known ------------------------------------------------------------------------------
@@ -163,7 +217,8 @@ def speed_of(store: Store, run: RunSpec, execution: ExecSpec, device: PlanDevice
 def measurement_text(measured: Measured) -> str:
     """Who measured it, and on what."""
     if measured.source == "runs":
-        return f"measured by run {measured.run_id} on {measured.device_name}"
+        beside = f" beside {measured.beside} more" if measured.beside else ""
+        return f"measured by run {measured.run_id} on {measured.device_name}{beside}"
     return f"three steps on {measured.device_name} (preflight)"
 
 
@@ -175,14 +230,41 @@ def device_hours(train_tokens: int, speed: Speed) -> float | None:
     return None if speed.tokens_per_s is None else train_tokens / speed.tokens_per_s / 3600
 
 
-def measurement(store: Store, run: RunSpec, execution: ExecSpec, device_names: tuple[str, ...]) -> Measured | None:
-    """The measurement of the run's shape on a device of one of these names, a run's before a preflight's."""
+def measurement(
+    store: Store,
+    run: RunSpec,
+    execution: ExecSpec,
+    device_names: tuple[str, ...],
+    made_with: tuple[str | None, str | None] | None = None,
+) -> Measured | None:
+    """The newest measurement of the run's shape on a device of one of these names, a run's before a preflight's.
+
+    Of those that were made with these kernels and PyTorch; None: with those of the newest. One that does not tell them
+    is taken for any. Memory and the time of validation are, where the one found does not tell, those of the newest that
+    does.
+    """
     found = [m for m in measurements(store, shape_id(run, execution)) if m.device_name in device_names]
-    return min(found, key=lambda m: (m.source != "runs", device_names.index(m.device_name)), default=None)
+    found.sort(key=lambda m: (-device_names.index(m.device_name), m.measured_at), reverse=True)
+    found = [m for m in found if m.device_name == found[0].device_name]
+    if not found:
+        return None
+    wanted = max(found, key=lambda m: m.measured_at).made_with if made_with is None else made_with
+    found = [
+        m for m in found if all(a is None or b is None or a == b for a, b in zip(m.made_with, wanted, strict=True))
+    ]
+    if not found:
+        return None
+    best = min(found, key=lambda m: m.source != "runs")
+    return replace(
+        best,
+        peak_memory_bytes=next((m.peak_memory_bytes for m in [best, *found] if m.peak_memory_bytes is not None), None),
+        validation_s=next((m.validation_s for m in [best, *found] if m.validation_s is not None), None),
+    )
 
 
 def measurements(store: Store, shape: str) -> list[Measured]:
-    """All measurements of a shape. Those that cannot be read are named on stderr."""
+    """All measurements of a shape, those of a sort in the order of their numbers. Those that cannot be read are named
+    on stderr."""
     contents, problems = store.speeds(shape)
     found = []
     for path, content in contents:
@@ -207,14 +289,14 @@ def _read(content: Mapping[str, Any]) -> Measured:
 
 
 def publish_measurement(store: Store, run: RunSpec, execution: ExecSpec, measured: Measured) -> None:
-    """Write the measurement down, unless there is one of this shape, device and sort already: the first stands.
+    """Write the measurement down beside those before it; of its shape, device and sort the newest few are kept.
 
     Raises ValueError for a speed that is none, OSError where the store cannot be written to.
     """
     if not (measured.tokens_per_s > 0 and math.isfinite(measured.tokens_per_s)):
         raise ValueError(f"tokens_per_s = {measured.tokens_per_s}: expected a finite number above 0")
     device = re.sub(r"[^a-z0-9]+", "-", measured.device_name.lower()).strip("-") or "device"
-    content = {**asdict(measured), "measured_at": now()}
+    content = {**asdict(measured), "measured_at": measured.measured_at or now()}
     store.publish_speed(shape_id(run, execution), f"{device}-{measured.source}", content)
 
 
@@ -223,10 +305,7 @@ def prediction_text(record: Mapping[str, Any]) -> str | None:
     provenance, parts = record["provenance"], []
     predicted, peak = provenance.get("predicted_memory_bytes"), provenance.get("peak_memory_bytes")
     if predicted is not None and peak is not None:
-        parts.append(
-            f"peak memory {amount(peak, binary=True)}B, predicted {amount(predicted, binary=True)}B "
-            f"({peak / predicted:.2f} of it)"
-        )
+        parts.append(f"peak memory {size_text(peak)}, predicted {size_text(predicted)} ({peak / predicted:.2f} of it)")
     before, after = provenance.get("preflight_tokens_per_s"), record["metrics"].get("tokens_per_s")
     if before is not None and after is not None:
         parts.append(f"{amount(after)} tokens/s, by preflight {amount(before)} ({after / before:.2f} of it)")

@@ -3,13 +3,13 @@
 import json
 import textwrap
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from hybrid.decode import decode, did_you_mean
 from hybrid.spec import ConfigError, RunSpec
 from sweeps.speed import prediction_text
-from sweeps.store import FINAL, Cell, Request, Store, StoreError
+from sweeps.store import FINAL, Attempts, Cell, Request, Status, Store, StoreError, is_final
 from sweeps.text import duration, table
 from sweeps.trunks import branch_step, trunk_id
 from sweeps.tune import UNTUNED, choose, settle, status_of
@@ -69,8 +69,7 @@ def cells_text(store: Store, request: Request) -> str:
         status = store.status(cell.run_id)
         number = store.last_attempt(cell.run_id)
         step, loss, wall = _latest(store, cell.run_id)
-        waits = _waits_for(store, cell.run_id) if status in ("new", "interrupted", "lost", "failed") else None
-        said = status if waits is None else f"waits for trunk {waits}"
+        said = status if is_final(status) or status in ("running", "damaged") else _waiting(store, cell.run_id, status)
         rows.append([cell.name, cell.run_id, said, str(number) if number else "-", step, loss, wall])
         error = store.error(cell.run_id, number) if number and status in ("failed", "interrupted") else None
         if status == "failed" and error:
@@ -87,17 +86,35 @@ def _trunk_of(store: Store, run_id: str) -> tuple[str, int] | None:
     except (ConfigError, StoreError):
         return None  # not asked for yet, or by another version
     trunk = trunk_id(run)
-    return None if trunk is None or not store.trunk_dir(trunk).is_dir() else (trunk, branch_step(run))
+    return None if trunk is None or not store.is_trunk(trunk) else (trunk, branch_step(run))
 
 
-def _waits_for(store: Store, run_id: str) -> str | None:
-    """The trunk, being trained just now, that has yet to reach the point where the run starts; None where none is."""
+def _waiting(store: Store, run_id: str, status: Status) -> str:
+    """The status of a run that is not under way, and how far its trunk is that has yet to reach where the run starts.
+
+    A trunk that is done, or has diverged, makes no run wait.
+    """
     found = _trunk_of(store, run_id)
     if found is None:
-        return None
+        return status
     trunk, step = found
-    begun = store.checkpoint_step(run_id) > 0 or step in store.trunk_points(trunk)
-    return trunk if not begun and store.trunk_status(trunk) == "running" else None
+    if store.checkpoint_step(run_id) > 0 or step in store.trunk_points(trunk):
+        return status
+    match store.trunk_status(trunk):
+        case "running":
+            return f"waits for trunk {trunk}: at step {_step_under_way(store, trunk)} of {step}"
+        case "interrupted" | "lost" | "failed" as ended:
+            said = f"trunk {trunk}: {ended} at step {store.trunk_saved_step(trunk, at_most=step)} of {step}"
+            return said if status == "new" else f"{status}; {said}"
+        case _:
+            return status
+
+
+def _step_under_way(store: Store, trunk: str) -> int:
+    """Where the trunk's newest attempt has got to, by its lines."""
+    attempts = store.trunk_attempts(trunk)
+    start, lines = attempts.metrics(attempts.last())
+    return int(lines[-1]["step"]) if lines else 0 if start is None else start.step
 
 
 def _trunk_text(store: Store, run_id: str) -> list[str]:
@@ -107,12 +124,12 @@ def _trunk_text(store: Store, run_id: str) -> list[str]:
         return []
     trunk, step = found
     start = store.branched_from(run_id)
-    points = ", ".join(map(str, store.trunk_points(trunk))) or "none"
     began = (
         f"this run started from step {start.step}"
         if start is not None and start.trunk == trunk
         else f"this run leaves it at step {step}"
     )
+    points = _listed(store.trunk_points(trunk))
     return [f"trunk {trunk}: {store.trunk_status(trunk)}; points at steps: {points}; {began}"]
 
 
@@ -136,7 +153,9 @@ def _number(value: object) -> str:
 
 
 def show_text(store: Store, run_id: str) -> str:
-    """Everything about one run: its spec, what it cost and came to, its attempts."""
+    """Everything about one run: its spec, what it cost and came to, its attempts. Of a trunk likewise."""
+    if store.is_trunk(run_id):
+        return _show_trunk(store, run_id)
     parts: dict[str, Any] = {"run_id": run_id, "status": store.status(run_id), "spec": store.spec(run_id)}
     record = store.record(run_id)
     if record is not None:
@@ -144,16 +163,43 @@ def show_text(store: Store, run_id: str) -> str:
     lines = [f"{key}: {_value(value)}" for key, value in flatten(parts)]
     predicted = None if record is None else prediction_text(record)
     lines += [] if predicted is None else [f"as predicted: {predicted}"]
-    for number in range(1, store.last_attempt(run_id) + 1):
-        job, error = store.job(run_id, number) or {}, store.error(run_id, number)
-        ending = f"{error['class']}: {error['message']}" if error else "no error"
-        where = f"{job.get('host', '?')}, process {job.get('pid', '?')}"
-        lines.append(f"attempt {number}: {where}, began {job.get('started_at', '?')}; {ending}")
+    lines += _attempts_text(store.attempts(run_id))
     lines += _trunk_text(store, run_id)
     requests = [
         f"{r.sweep}: {cell.name}" for r in store.requests() for cell in _cells(store, r) if cell.run_id == run_id
     ]
     return "\n".join([*lines, "asked for by: " + ("; ".join(dict.fromkeys(requests)) or "no stored request")])
+
+
+def _show_trunk(store: Store, trunk: str) -> str:
+    spec = store.trunk_spec(trunk) or {}
+    attempts = store.trunk_attempts(trunk)
+    facts = {"trunk_id": trunk, "status": store.trunk_status(trunk), "spec": spec.get("run")}
+    jobs = [attempts.job(number) or {} for number in range(1, attempts.last() + 1)]
+    diverged_at = store.trunk_diverged_at(trunk)
+    return "\n".join(
+        [
+            *(f"{key}: {_value(value)}" for key, value in flatten(facts)),
+            *_attempts_text(attempts),
+            *([] if diverged_at is None else [f"diverged after step {diverged_at}"]),
+            f"points at steps: {_listed(store.trunk_points(trunk))}",
+            f"checkpoints on the way at steps: {_listed(store.trunk_checkpoints(trunk))}",
+            f"made for the runs: {_listed(run for job in jobs for run in job.get('branches', ()))}",
+        ]
+    )
+
+
+def _listed(items: Iterable[object]) -> str:
+    return ", ".join(dict.fromkeys(map(str, items))) or "none"
+
+
+def _attempts_text(attempts: Attempts) -> Iterator[str]:
+    """A line an attempt: who made it, and how it ended."""
+    for number in range(1, attempts.last() + 1):
+        job, error = attempts.job(number) or {}, attempts.error(number)
+        ending = f"{error['class']}: {error['message']}" if error else "no error"
+        where = f"{job.get('host', '?')}, process {job.get('pid', '?')}"
+        yield f"attempt {number}: {where}, began {job.get('started_at', '?')}; {ending}"
 
 
 def _tuning_cells(request: Request) -> list[Cell]:
@@ -166,7 +212,10 @@ def _cells(store: Store, request: Request) -> list[Cell]:
 
 
 def diff_text(store: Store, first: str, second: str) -> str:
-    """Where two runs differ, in what they are and in what they came to."""
+    """Where two runs differ, in what they are and in what they came to. Raises ConfigError for a trunk."""
+    trunks = [id_ for id_ in (first, second) if store.is_trunk(id_)]
+    if trunks:
+        raise ConfigError([f"{trunk}: is a trunk: expected a run" for trunk in trunks])
     sides = [_facts(store, run_id) for run_id in (first, second)]
     keys = list(dict.fromkeys([*sides[0], *sides[1]]))
     rows = [
@@ -210,20 +259,21 @@ def _value(value: Any) -> str:
 
 
 def logs_text(store: Store, run_id: str, attempt: int | None) -> str:
-    """What the run's attempts logged, or one of them."""
-    last = store.last_attempt(run_id)
+    """What the attempts at the run, or trunk, logged, or one of them."""
+    is_trunk = store.is_trunk(run_id)
+    name = f"{'trunk' if is_trunk else 'run'} {run_id}"
+    attempts = store.trunk_attempts(run_id) if is_trunk else store.attempts(run_id)
+    last = attempts.last()
     if attempt is not None and not 1 <= attempt <= last:
-        raise ConfigError(
-            f"--attempt {attempt}: run {run_id} has attempts 1 to {last}" if last else f"run {run_id}: never begun"
-        )
+        raise ConfigError(f"--attempt {attempt}: {name} has attempts 1 to {last}" if last else f"{name}: never begun")
     numbers = range(1, last + 1) if attempt is None else [attempt]
     texts = []
     for number in numbers:
-        path = store.attempt_dir(run_id, number) / "log.txt"
+        path = attempts.path(number) / "log.txt"
         try:
             texts.append(f"--- attempt {number}\n{path.read_text(errors='replace').rstrip()}")
         except FileNotFoundError:
             texts.append(f"--- attempt {number}: no log")
     if not texts:
-        raise ConfigError(f"run {run_id}: never begun, so it has no log")
+        raise ConfigError(f"{name}: never begun, so it has no log")
     return "\n".join(texts)

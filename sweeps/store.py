@@ -11,7 +11,7 @@
                      points/step00000120.json   there is a checkpoint from which branches start; published once
                      diverged.json              it goes on no further; published once
     requests/<sweep>/<hash>.json                sweep, overrides and the cells they asked for
-    speeds/<shape>/<device>-runs.json           how fast runs of a shape were (`sweeps.speed`); published once
+    speeds/<shape>/<device>-runs-00000001.json  how fast runs of a shape were (`sweeps.speed`); the newest few stay
     format.json                                 the layout's version
 
 Many nodes may write at once on a shared file system whose locks cannot be trusted. Two operations are relied on, both
@@ -358,14 +358,15 @@ class Store:
         return record
 
     def find(self, prefix: str) -> str:
-        """The one run id that begins with `prefix`. Raises ConfigError where there is none, or more than one."""
-        shard = self.root / "runs" / prefix[:2]
-        names = sorted(e.name for e in _entries(shard) if e.name.startswith(prefix)) if len(prefix) >= 2 else []
+        """The one id of a run or trunk that begins with `prefix`. Raises ConfigError where there is none, or more than
+        one."""
+        shards = [self.root / kind / prefix[:2] for kind in ("runs", "trunks")] if len(prefix) >= 2 else []
+        names = sorted(e.name for shard in shards for e in _entries(shard) if e.name.startswith(prefix))
         if len(names) == 1:
             return names[0]
         if not names:
-            raise ConfigError(f"{prefix}: no run of this id in {self.root} (give at least the first 2 digits)")
-        raise ConfigError(f"{prefix}: several runs begin so: {', '.join(names[:8])}; give more digits")
+            raise ConfigError(f"{prefix}: no run or trunk of this id in {self.root} (give at least the first 2 digits)")
+        raise ConfigError(f"{prefix}: several ids begin so: {', '.join(names[:8])}; give more digits")
 
     def run_ids(self) -> Iterator[str]:
         """Every run that the store knows, in order."""
@@ -455,6 +456,14 @@ class Store:
                 "move the file away to have it written again"
             )
 
+    def is_trunk(self, id_: str) -> bool:
+        """Whether the store has a trunk of this id."""
+        return self.trunk_dir(id_).is_dir()
+
+    def trunk_spec(self, trunk_id: str) -> dict[str, Any] | None:
+        """What the trunk is, as `publish_trunk` wrote it, as plain data; None where it is not known."""
+        return _read_json(self.trunk_dir(trunk_id) / "spec.json")
+
     def trunk_status(self, trunk_id: str) -> Status:
         """What became of the trunk's newest attempt; "done": its points are there, and it can go on to others."""
         status = self.trunk_attempts(trunk_id).status()
@@ -478,6 +487,11 @@ class Store:
         """The steps of the trunk's checkpoints on the way, ascending, by their names."""
         return tuple(saved_steps(entry.name for entry in _entries(self.trunk_checkpoints_dir(trunk_id))))
 
+    def trunk_saved_step(self, trunk_id: str, at_most: float = math.inf) -> int:
+        """The last step, `at_most` or before, from which the trunk or a branch can go on; 0 where there is none."""
+        saved = (*self.trunk_points(trunk_id), *self.trunk_checkpoints(trunk_id))
+        return max((step for step in saved if step <= at_most), default=0)
+
     def publish_divergence(self, trunk_id: str, step: int, facts: Mapping[str, Any]) -> None:
         """Say that the trunk makes no update after `step`; the first to say so stands."""
         path = self.trunk_dir(trunk_id) / "diverged.json"
@@ -490,11 +504,18 @@ class Store:
 
     # --- measured speeds ---
 
-    def publish_speed(self, shape_id: str, name: str, measurement: Mapping[str, Any]) -> bool:
-        """Publish what was measured of a shape; False where there is a measurement of this name already."""
-        path = self.speeds_dir(shape_id) / f"{name}.json"
-        make_dir(path.parent)
-        return publish(path, json.dumps({"schema": RECORD_SCHEMA, **measurement}, sort_keys=True) + "\n")
+    def publish_speed(self, shape_id: str, name: str, measurement: Mapping[str, Any]) -> None:
+        """Publish what was measured of a shape under the name's next number; of those before it the newest two stay."""
+        directory = self.speeds_dir(shape_id)
+        make_dir(directory)
+        text = json.dumps({"schema": RECORD_SCHEMA, **measurement}, sort_keys=True) + "\n"
+        pattern = re.compile(re.escape(name) + r"(-(\d{8}))?\.json")  # those without a number are from older versions
+        before = sorted((int(m[2] or 0), m[0]) for e in _entries(directory) if (m := pattern.fullmatch(e.name)))
+        number = before[-1][0] + 1 if before else 1
+        while not publish(directory / f"{name}-{number:08d}.json", text):
+            number += 1
+        for _, old in before[:-2]:
+            (directory / old).unlink(missing_ok=True)
 
     def speeds(self, shape_id: str) -> tuple[list[tuple[Path, dict[str, Any]]], list[str]]:
         """What was measured of a shape, by file in the order of their names, and what is wrong with those that cannot

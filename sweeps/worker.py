@@ -262,7 +262,7 @@ def run_one(
         job,
         execution,
         lambda: store.last_attempt(run_id) > attempt.number or store.record_path(run_id).exists(),
-        lambda observer, log: _train(store, run, execution, attempt, observer, log, job),
+        lambda observer, log: _train(store, run, execution, attempt, observer, log, job, own_process),
         stop,
         progress,
         own_process,
@@ -341,6 +341,7 @@ def _train(
     observer: _Observer,
     log: _Log,
     job: Mapping[str, Any],
+    own_process: bool,
 ) -> str:
     from hybrid.data import open_data
     from hybrid.train.checkpoint import CheckpointStore, save_final_weights
@@ -355,7 +356,7 @@ def _train(
     def start_from(device: "torch.device") -> "Checkpoint | None":
         return _trunk_checkpoint(store, run, device, log) if execution.trunks else None
 
-    measuring = _Measuring(store, run, execution)
+    measuring = _Measuring(store, run, execution, own_process)
     with _interruptions(store.attempts(run_id), "run"):
         outcome = train(run, execution, data=data, checkpoints=checkpoints, observer=observer, start_from=start_from)
     measured = measuring.facts()
@@ -448,15 +449,24 @@ def run_trunk(
         if attempt is None:
             diverged_at = store.trunk_diverged_at(job.trunk_id)
             return "done" if diverged_at is None or diverged_at >= job.points[-1] else "diverged"
-        status = _attempt_at_trunk(store, job, attempt, stop, progress, own_process)
+        points = first_stretch(store, job.trunk_id, missing_points(store, job.trunk_id, job.points))
+        if not points:  # made by another since the last look: the next one finds it finished
+            attempt.directory.rmdir()
+            continue
+        status = _attempt_at_trunk(store, job, points, attempt, stop, progress, own_process)
         if status == "diverged":
             return "diverged"
 
 
 def _attempt_at_trunk(
-    store: Store, job: TrunkJob, attempt: Attempt, stop: StopFlag, progress: Progress, own_process: bool
+    store: Store,
+    job: TrunkJob,
+    points: tuple[int, ...],
+    attempt: Attempt,
+    stop: StopFlag,
+    progress: Progress,
+    own_process: bool,
 ) -> str:
-    points = first_stretch(store, job.trunk_id, missing_points(store, job.trunk_id, job.points))
     attempts = store.trunk_attempts(job.trunk_id)
     return _attempt(
         attempt,
@@ -536,9 +546,12 @@ _STEPS_TO_MEASURE = 10  # fewer say more about the first of them, which warms up
 
 
 class _Measuring:
-    """What a run says of its speed and memory: made before its model is, so that its memory can be told."""
+    """What a run says of its speed and memory: made before its model is, so that its memory can be told.
 
-    def __init__(self, store: Store, run: RunSpec, execution: ExecSpec) -> None:
+    On the CPU it can be told only of a process of its own: another has memory to spare of what it did before.
+    """
+
+    def __init__(self, store: Store, run: RunSpec, execution: ExecSpec, own_process: bool) -> None:
         from hybrid.train.preflight import PeakMemory
 
         self._store, self._run, self._execution = store, run, execution
@@ -549,12 +562,14 @@ class _Measuring:
             for known in measurements(store, shape_id(run, execution)):
                 if known.source == "preflight" and known.device_name == self._device_name:
                     self._preflight_tokens_per_s = known.tokens_per_s
-        self._memory = PeakMemory(execution)
+        self._own_process = own_process
+        self._beside = _siblings() if own_process else None
+        self._memory = PeakMemory(execution) if own_process or execution.device != "cpu" else None
         self._peak_bytes: int | None = None
 
     def facts(self) -> dict[str, Any]:
         """For the record's provenance, once training has ended: what was predicted, and what came of it."""
-        self._peak_bytes = self._memory.peak_bytes()
+        self._peak_bytes = None if self._memory is None else self._memory.peak_bytes()
         return {
             "device_name": self._device_name,
             "predicted_memory_bytes": self._predicted_bytes,
@@ -567,6 +582,8 @@ class _Measuring:
         its record."""
         if observer.own_steps < _STEPS_TO_MEASURE:
             return
+        beside = [n for n in (self._beside, _siblings() if self._own_process else None) if n is not None]
+        kernels, torch_version = made_with(self._execution)
         measured = Measured(
             device_name=self._device_name,
             tokens_per_s=observer.tokens_per_s,
@@ -574,11 +591,46 @@ class _Measuring:
             predicted_memory_bytes=self._predicted_bytes,
             source="runs",
             run_id=run_id,
+            kernels=kernels,
+            torch=torch_version,
+            beside=max(beside, default=None),
         )
         try:
             publish_measurement(self._store, self._run, self._execution, measured)
         except (OSError, ValueError) as error:
             log(f"its speed is not kept: {error}")
+
+
+def _siblings() -> int | None:
+    """How many other processes this one's parent has, as a pool's runs have one parent; None where nobody tells."""
+    found, parent = 0, os.getppid()
+    try:
+        for process in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):  # it ended meanwhile
+                # After the name, which may hold anything: state, parent.
+                state, of = (process / "stat").read_text().rpartition(")")[2].split()[:2]
+                found += int(of) == parent and state not in "ZX" and int(process.name) != os.getpid()
+    except OSError:
+        return None
+    return found if Path("/proc/self/stat").exists() else None
+
+
+def made_with(execution: ExecSpec) -> tuple[str, str | None]:
+    """The kernels that a run would take here, in words with their packages' versions, and PyTorch's version.
+
+    Raises ConfigError where the device or the kernels cannot be had.
+    """
+    if execution.device == "cpu":
+        return "torch", _version("torch")
+    import torch
+
+    from hybrid.ops.kernels import select
+
+    taken = select(execution.kernels, torch.device(execution.device))
+    packages = {"triton": "mamba_ssm", "causal_conv1d": "causal_conv1d", "flash_attn": "flash_attn"}
+    versions = {kernels: _version(packages[kernels]) for kernels in asdict(taken).values() if kernels in packages}
+    words = (f"{what} {kernels} {versions.get(kernels) or ''}".strip() for what, kernels in asdict(taken).items())
+    return ", ".join(words), _version("torch")
 
 
 def device_name(execution: ExecSpec) -> str:
@@ -606,20 +658,24 @@ def preflight_one(run: RunSpec, execution: ExecSpec, done: Callable[[str], objec
     outside.load(execution.mixers)  # this process may not be the one that read the configuration
     predicted = train_memory(run, execution).total_bytes
     name = device_name(execution)
+    kernels, torch_version = made_with(execution)
     memory = PeakMemory(execution)
 
     def tell(step: int, time: StepTime) -> None:
         part = "" if time.sequences == run.batch_size else f" with {time.sequences} of {run.batch_size} sequences"
         done(f"step {step + 1} of {STEPS}{part}: {time.forward_backward_s + time.update_s:.3g} s")
 
-    steps, _ = timed_steps(run, execution, done=tell)
+    timed = timed_steps(run, execution, done=tell)
     return Measured(
         device_name=name,
-        tokens_per_s=tokens_per_s(run, steps),
+        tokens_per_s=tokens_per_s(run, timed.steps),
         peak_memory_bytes=memory.peak_bytes(),
         predicted_memory_bytes=predicted,
         source="preflight",
         run_id=None,
+        kernels=kernels,
+        torch=torch_version,
+        validation_s=timed.validation_s,
     )
 
 
@@ -629,14 +685,18 @@ def preflight_one(run: RunSpec, execution: ExecSpec, done: Callable[[str], objec
 def _record_failure(attempt: Attempt, error: BaseException) -> None:
     if isinstance(error, Busy):
         return  # the attempt that took over speaks for the run now
-    failure = {
+    with contextlib.suppress(OSError):
+        publish(attempt.directory / "error.json", json.dumps(describe_failure(error)) + "\n")
+
+
+def describe_failure(error: BaseException) -> dict[str, Any]:
+    """What an attempt's error.json says of the exception that ended it."""
+    return {
         "class": classify(error),
         "message": f"{type(error).__name__}: {error}",
         "traceback": "".join(traceback.format_exception(error)),
         "at": now(),
     }
-    with contextlib.suppress(OSError):
-        publish(attempt.directory / "error.json", json.dumps(failure) + "\n")
 
 
 def classify(error: BaseException) -> ErrorClass:

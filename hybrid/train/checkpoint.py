@@ -5,7 +5,8 @@ header names the run, the step and the payload's length, and holds a SHA-256 ove
 version of the format, so that a newer file can be told from a damaged one.
 
 A file appears under its name only when it is whole and on the disk: it is written under another name beside it, synced,
-renamed, and the directory synced. Older ones go only after that.
+renamed, and the directory synced. Older ones go only after that. Points are linked instead of renamed, so that none
+replaces another.
 
 A trunk's checkpoints are of two sorts: those on the way, as a run's, and points, which its branches start from and
 which are kept.
@@ -84,13 +85,20 @@ class CheckpointStore:
         return self._save(state, step, step_file(step, self._attempt))
 
     def save_point(self, state: Mapping[str, Any], step: int) -> Path:
-        """Like `save`, of a checkpoint that branches start from, which is kept."""
-        return self._save(state, step, point_file(step))
+        """Like `save`, of a checkpoint that branches start from, which is kept.
 
-    def _save(self, state: Mapping[str, Any], step: int, name: str) -> Path:
+        One that is there and whole stays as it is, whoever made it: a branch may have started from it already.
+        """
+        path = self._directory / point_file(step)
+        if path.exists() and path not in self._damaged and self._load(path, None) is not None:
+            return path
+        return self._save(state, step, path.name, first=path not in self._damaged)
+
+    def _save(self, state: Mapping[str, Any], step: int, name: str, *, first: bool = False) -> Path:
+        """`first`: what another attempt has put there in the meantime stays."""
         make_dir(self._directory)
         path = self._directory / name
-        with _replacing(path, self._temporary(path)) as file:
+        with _appearing(path, self._temporary(path), os.link if first else os.replace) as file:
             header = {"format": _FORMAT, "version": _VERSION, "run_id": self._run_id}
             header |= {"step": step, "attempt": self._attempt}
             _write(file, header, state)
@@ -187,7 +195,7 @@ def save_final_weights(path: Path, model: nn.Module) -> None:
     tensors = {name: tensor.detach().contiguous() for name, tensor in _trained(model).items()}
     make_dir(path.parent)
     temporary = path.with_name(f".{path.name}-{socket.gethostname()}-{os.getpid()}.tmp")
-    with _replacing(path, temporary) as file:
+    with _appearing(path, temporary, os.replace) as file:
         file.write(safetensors.torch.save(tensors))
 
 
@@ -303,9 +311,10 @@ def _key(path: Path) -> tuple[int, int]:
 
 
 @contextlib.contextmanager
-def _replacing(path: Path, temporary: Path) -> Iterator[BinaryIO]:
-    """A file that takes `path`'s name at the end, if nothing was raised, and is then on the disk.
+def _appearing(path: Path, temporary: Path, move: Callable[[Path, Path], None]) -> Iterator[BinaryIO]:
+    """A file that has `path`'s name at the end, if nothing was raised, and is then on the disk.
 
+    `move`: os.replace, or os.link, with which a file that is there by then stays instead.
     Opened as any file is, so that its permissions follow the umask and its group the directory.
     """
     try:
@@ -313,9 +322,13 @@ def _replacing(path: Path, temporary: Path) -> Iterator[BinaryIO]:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)
+        with contextlib.suppress(FileExistsError):
+            move(temporary, path)
     except BaseException:
         with contextlib.suppress(OSError):
             temporary.unlink()
         raise
+    if move is os.link:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
     sync_dir(path.parent)

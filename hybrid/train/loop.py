@@ -301,13 +301,14 @@ class _Training:
                 reason = self._step()
                 if reason is not None:
                     if progress.step:
+                        self._stop_if_asked()
                         self._save_point(saved)
                     return TrunkOutcome(status="diverged", step=progress.step, reason=reason)
                 if progress.step < point:
                     self._stop_or_save()
+            # Who asks may be another attempt that has taken the trunk over: points are its to make now.
+            self._stop_if_asked()
             self._save_point(saved)
-            if point < points[-1]:
-                self._stop_or_save()
         return TrunkOutcome(status="done", step=progress.step, reason=None)
 
     def _begin(self, total_steps: int, *, at_most: int | None, start_from: StartFrom | None) -> "_Progress":
@@ -352,13 +353,16 @@ class _Training:
 
     def _stop_or_save(self) -> None:
         """Save and raise Interrupted if asked to stop; save if that is due."""
+        self._stop_if_asked()
+        if self.progress.final is None and time.monotonic() - self.saved_s >= self.execution.checkpoint_every_s:
+            self._save()
+
+    def _stop_if_asked(self) -> None:
         reason = self.observer.stop_requested()
         if reason is not None:
             if self.progress.step != self.saved_step:
                 self._save()
             raise Interrupted(reason, self.progress.step)
-        if self.progress.final is None and time.monotonic() - self.saved_s >= self.execution.checkpoint_every_s:
-            self._save()
 
     def _clock(self) -> None:
         self.progress.wall_s = self.before_s + time.monotonic() - self.began_s

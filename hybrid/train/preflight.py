@@ -28,7 +28,7 @@ from hybrid.data.recall import RecallData
 from hybrid.evals.nll import autocast, batch_loss, evaluate_nll, evaluation_batch_size
 from hybrid.model import LanguageModel
 from hybrid.spec import ExecSpec, RecallSpec, RunSpec
-from hybrid.train.loop import build_model, numerics
+from hybrid.train.loop import VALIDATION_TOKENS, build_model, numerics
 from hybrid.train.optim import build_optimizer, clip_gradients, global_norm, gradients
 from hybrid.train.schedule import learning_rate
 
@@ -58,6 +58,16 @@ class StepTime:
         return self.forward_backward_s * batch_size / self.sequences + self.update_s
 
 
+@final
+@dataclass(frozen=True, kw_only=True)
+class Timed:
+    """The steps' times, the seconds that a validation at the end of the run would take, and the model after it all."""
+
+    steps: Sequence[StepTime]
+    validation_s: float
+    model: LanguageModel
+
+
 def tokens_per_s(run: RunSpec, steps: Sequence[StepTime]) -> float:
     """Of whole steps: the median of those after the first."""
     return run.batch_tokens / statistics.median(step.whole_s(run.batch_size) for step in steps[1:])
@@ -74,11 +84,12 @@ def timed_steps(
     *,
     data: DataSource | None = None,
     done: Callable[[int, StepTime], None] = lambda _step, _time: None,
-) -> tuple[list[StepTime], LanguageModel]:
-    """The times of `STEPS` steps, and the model after them; `done` is told of each. Then one validation batch, not
-    timed, so that the memory of that is seen too.
+) -> Timed:
+    """The times of `STEPS` steps, of which `done` is told, and of a validation.
 
-    `data`: None is random tokens, or for associative recall its own examples, of which few positions are scored. Raises
+    Of that, two batches are gone through, of which the second counts; where the data have fewer sequences than the
+    training loop would read, it takes less. `data`: None is random tokens, whose drawing is not in the times, or for
+    associative recall its own examples, of which few positions are scored. Raises
     ConfigError where there is no such device, or not the kernels that were asked for.
     """
     data = data or _data(run)
@@ -90,9 +101,15 @@ def timed_steps(
         for step in range(STEPS):
             steps.append(_step(run, execution, model, optimizer, data, step))
             done(step, steps[-1])
-        batch_size = evaluation_batch_size(execution, run.seq_len)
-        evaluate_nll(model, data, max_examples=batch_size, batch_size=batch_size, dtype=run.dtype)
-        return steps, model
+        n_examples = max(1, VALIDATION_TOKENS // run.seq_len)
+        batch_size = min(n_examples, evaluation_batch_size(execution, run.seq_len))
+        batch_s = 0.0
+        for _ in range(2):
+            _wait_for(model.embedding.device)
+            began_s = time.perf_counter()
+            evaluate_nll(model, data, max_examples=batch_size, batch_size=batch_size, dtype=run.dtype)
+            batch_s = time.perf_counter() - began_s
+        return Timed(steps=steps, validation_s=batch_s * n_examples / batch_size, model=model)
 
 
 def _step(
@@ -108,6 +125,8 @@ def _step(
     sequences = measured_sequences(run, execution)
     began_s = time.perf_counter()
     batch = data.train_batch(step, sequences, run.data_seed)
+    if isinstance(data, RandomTokens):
+        began_s = time.perf_counter()  # to draw them takes longer than to read a corpus
     n_scored = int((batch.targets_BL != NOT_SCORED).sum())
     optimizer.zero_grad(set_to_none=True)
     for part in _parts(batch, execution.microbatch or sequences):

@@ -2,9 +2,9 @@
 
 import contextlib
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from sweeps.cells import CellRun
 from sweeps.store import Store, StoreError
@@ -28,11 +28,15 @@ class End:
 
 @dataclass(frozen=True, kw_only=True)
 class TrunkEnd:
-    """What became of a trunk; "done" and "diverged" both leave its branches to run."""
+    """What became of a trunk; "done" and "diverged" both leave its branches to run.
+
+    `failure`: what the process that failed said of it, as in an attempt's error.json; None where it could say nothing.
+    """
 
     trunk_id: str
     status: EndStatus
     message: str = ""
+    failure: Mapping[str, Any] | None = None
 
 
 class Launcher(ABC):
@@ -68,19 +72,21 @@ def blocked(cell: CellRun, trunk: TrunkEnd, store: Store) -> End | None:
     if trunk.status in ("done", "diverged") or branch_step(cell.resolved.run) in store.trunk_points(trunk.trunk_id):
         return None
     if trunk.status == "failed":
-        _record(cell, trunk, store)
+        # The end that is returned says it too: a disk that is full must not hide it.
+        with contextlib.suppress(OSError, StoreError):
+            failure = trunk.failure or {"class": "unknown", "message": trunk.message}
+            fail_branch(store, cell.resolved.run, cell.resolved.execution, trunk.trunk_id, failure)
     return End(cell=cell, status=trunk.status, message=f"its trunk {trunk.trunk_id} {trunk_ended(trunk)}")
+
+
+def not_begun(cell: CellRun, trunk: str | None, store: Store) -> End:
+    """How a cell ends that an interrupt keeps from beginning; `trunk` is the one that it waits for, if it does."""
+    saved = store.trunk_saved_step(trunk) if trunk is not None else 0
+    message = f"not begun; its trunk {trunk} has saved step {saved}" if saved else "not begun"
+    return End(cell=cell, status="interrupted", message=message)
 
 
 def trunk_ended(trunk: TrunkEnd) -> str:
     """How a trunk ended, for people."""
     words = {"failed": "failed", "interrupted": "was interrupted", "busy": "is busy"}
     return words.get(trunk.status, trunk.status) + (f": {trunk.message}" if trunk.message else "")
-
-
-def _record(cell: CellRun, trunk: TrunkEnd, store: Store) -> None:
-    attempts = store.trunk_attempts(trunk.trunk_id)
-    # The end that is returned says it too: a disk that is full must not hide it.
-    with contextlib.suppress(OSError, StoreError):
-        error = attempts.error(attempts.last()) or {"class": "unknown", "message": trunk.message}
-        fail_branch(store, cell.resolved.run, cell.resolved.execution, trunk.trunk_id, error)

@@ -3,11 +3,11 @@
 from collections.abc import Sequence
 
 from sweeps.cells import CellRun
-from sweeps.launch import End, Launcher, TrunkEnd, announce, blocked, trunk_ended
+from sweeps.launch import End, Launcher, TrunkEnd, announce, blocked, not_begun, trunk_ended
 from sweeps.progress import RunProgress, say
 from sweeps.store import Store
 from sweeps.trunks import TrunkJob, trunk_jobs
-from sweeps.worker import Busy, StopFlag, Stopped, explain_failure, run_one, run_trunk
+from sweeps.worker import Busy, StopFlag, Stopped, describe_failure, explain_failure, run_one, run_trunk
 
 
 class Inline(Launcher):
@@ -29,7 +29,7 @@ class Inline(Launcher):
                 interrupted = trunks[job.trunk_id].status == "interrupted"
             end = None if job is None or job.trunk_id not in trunks else blocked(cell, trunks[job.trunk_id], store)
             if interrupted:
-                end = End(cell=cell, status="interrupted", message="not begun")
+                end = not_begun(cell, None if job is None else job.trunk_id, store)
             if end is None:
                 end = self._one(cell, store)
                 interrupted = end.status == "interrupted"
@@ -47,7 +47,8 @@ class Inline(Launcher):
         except Busy as busy:
             end = TrunkEnd(trunk_id=job.trunk_id, status="busy", message=str(busy))
         except Exception as error:
-            end = TrunkEnd(trunk_id=job.trunk_id, status="failed", message=explain_failure(error))
+            said, failure = explain_failure(error), describe_failure(error)
+            end = TrunkEnd(trunk_id=job.trunk_id, status="failed", message=said, failure=failure)
         else:
             end = TrunkEnd(trunk_id=job.trunk_id, status=status)
         say(f"{name}: {trunk_ended(end)}")

@@ -6,21 +6,19 @@ starts at once and one that fails, or is killed, takes nothing else with it. One
 
 import contextlib
 import heapq
-import multiprocessing
 import os
-import signal
 import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import Connection, wait
 from typing import Any, assert_never
 
 from hybrid.config import Resolved
 from hybrid.spec import ConfigError
 from sweeps.cells import CellRun
-from sweeps.launch import End, Launcher, TrunkEnd, announce, blocked, trunk_ended
+from sweeps.launch import End, Launcher, TrunkEnd, announce, blocked, not_begun, trunk_ended
+from sweeps.launch.processes import fork_server, unblock_signals
 from sweeps.progress import SweepProgress, say
 from sweeps.store import Attempts, Status, Store, is_final
 from sweeps.trunks import TrunkJob, branch_step, trunk_jobs
@@ -32,14 +30,12 @@ from sweeps.worker import (
     Busy,
     StopFlag,
     Stopped,
+    describe_failure,
     explain_failure,
     run_one,
     run_trunk,
 )
 
-# torch._dynamo is loaded by the first optimiser, torch._meta_registrations by the first model: here once for all runs.
-_PRELOADED = ("hybrid.train.loop", "hybrid.train.checkpoint", "torch._dynamo", "torch._meta_registrations")
-_BLOCKED = (signal.SIGINT, signal.SIGTERM)
 _TICK_EVERY_S = 0.5
 _LOOK_AGAIN_S = 1.0
 _GRACE_S = 60.0
@@ -91,6 +87,14 @@ class _Trunk:
 _Work = _Run | _Trunk
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Failure:
+    """What a process says of its failure: in a line, and as in an attempt's error.json."""
+
+    text: str
+    error: dict[str, Any]
+
+
 @dataclass
 class _Live:
     work: _Work
@@ -98,7 +102,7 @@ class _Live:
     pipe: "Connection[Any, Any]"
     began: float
     tick: tuple[int, int, float | None, float] | None = None
-    failure: str | None = None
+    failure: _Failure | None = None
 
 
 @dataclass
@@ -174,7 +178,7 @@ class LocalProcesses(Launcher):
         stop = StopFlag()
         # Signals only raise a flag, which is looked at where nothing is half done.
         with stop.on_signals(), SweepProgress(len(cells) + len(held)) as progress:
-            context = _fork_server()
+            context = fork_server()
             self._until_all_ended(state, store, workers, context, progress, stop)
             if stop.reason is not None:
                 self._stop(state, store, progress, stop)
@@ -299,7 +303,7 @@ class LocalProcesses(Launcher):
             with contextlib.suppress(EOFError, OSError):
                 while live.pipe.poll():
                     message = live.pipe.recv()
-                    if isinstance(message, str):
+                    if isinstance(message, _Failure):
                         live.failure = message
                     else:
                         live.tick = message
@@ -318,6 +322,8 @@ class LocalProcesses(Launcher):
                     self._end(state, progress, _end_of(live, cell, store), how)
                 case _Trunk() as trunk if stop.reason is None:
                     self._end_trunk(state, store, progress, trunk, _end_of_trunk(live, trunk, store), how)
+                case _Trunk() as trunk:  # its branches stay with it, and end with all that have not begun
+                    progress.ended(trunk.name, f"{trunk_ended(_end_of_trunk(live, trunk, store))} {how}")
         progress.running({live.work.name: live.tick for live in state.live if live.tick is not None})
 
     def _end(self, state: _State, progress: SweepProgress, end: End, how: str) -> None:
@@ -338,26 +344,8 @@ class LocalProcesses(Launcher):
                 for live in state.live:
                     live.process.kill()
         left = [work for *_, work in state.waiting] + [aside.work for aside in state.elsewhere]
-        cells = [work.cell for work in left if isinstance(work, _Run)]
-        cells += [cell for trunk in state.trunks for cell in trunk.cells]
-        state.ends += [End(cell=cell, status="interrupted", message="not begun") for cell in cells]
-
-
-def _fork_server() -> Any:
-    """The context whose server process has torch loaded, and forks the runs.
-
-    It is started with the signals blocked that would kill it, or a run that has no handlers yet; the runs unblock
-    them. The resource tracker comes first, as starting it unblocks them again.
-    """
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["__main__", *_PRELOADED])
-    resource_tracker.ensure_running()
-    signal.pthread_sigmask(signal.SIG_BLOCK, _BLOCKED)
-    try:
-        forkserver.ensure_running()
-    finally:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, _BLOCKED)
-    return context
+        state.ends += [not_begun(work.cell, None, store) for work in left if isinstance(work, _Run)]
+        state.ends += [not_begun(cell, trunk.job.trunk_id, store) for trunk in state.trunks for cell in trunk.cells]
 
 
 def _end_of(live: _Live, cell: CellRun, store: Store) -> End:
@@ -374,14 +362,16 @@ def _end_of_trunk(live: _Live, trunk: _Trunk, store: Store) -> TrunkEnd:
     if live.process.exitcode == EXIT_DONE:
         return TrunkEnd(trunk_id=trunk_id, status="diverged" if trunk.status(store) == "diverged" else "done")
     if live.process.exitcode == EXIT_STOPPED:
-        return TrunkEnd(trunk_id=trunk_id, status="interrupted", message="saved; goes on when asked for again")
-    return TrunkEnd(trunk_id=trunk_id, status="failed", message=_failure(live, "no word"))
+        message = f"saved step {store.trunk_saved_step(trunk_id)}; goes on when asked for again"
+        return TrunkEnd(trunk_id=trunk_id, status="interrupted", message=message)
+    failure = None if live.failure is None else live.failure.error
+    return TrunkEnd(trunk_id=trunk_id, status="failed", message=_failure(live, "no word"), failure=failure)
 
 
 def _failure(live: _Live, nothing: str) -> str:
     """Why a process ended without a result."""
     if live.failure is not None:
-        return live.failure.splitlines()[0]
+        return live.failure.text.splitlines()[0]
     if live.process.exitcode < 0:
         return f"killed by signal {-live.process.exitcode}; goes on from its last checkpoint when asked for again"
     return f"ended with exit code {live.process.exitcode} and {nothing}"
@@ -414,7 +404,7 @@ def _child(pipe: "Connection[Any, Any]", store: Store, task: TrunkJob | Resolved
             stop("the process that started it is gone")
 
     with stop.on_signals():
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, _BLOCKED)
+        unblock_signals()
         try:
             match task:
                 case TrunkJob():
@@ -429,5 +419,5 @@ def _child(pipe: "Connection[Any, Any]", store: Store, task: TrunkJob | Resolved
         except Exception as error:
             code = EXIT_FAILED  # told in full in the attempt's error.json and log.txt
             with contextlib.suppress(OSError):
-                pipe.send(explain_failure(error))
+                pipe.send(_Failure(text=explain_failure(error), error=describe_failure(error)))
     sys.exit(code)

@@ -318,6 +318,39 @@ def test_a_damaged_point_is_made_anew(tmp_path: Path) -> None:
     assert found.attempt == 2
 
 
+def test_a_damaged_point_that_nobody_has_looked_at_is_made_anew(tmp_path: Path) -> None:
+    path = store_of(tmp_path).save_point(state_at(5), 5)
+    os.truncate(path, 700)
+    store_of(tmp_path, attempt=2).save_point(state_at(5), 5)
+    found = store_of(tmp_path).load_point(5)
+    assert found is not None
+    assert found.attempt == 2
+    assert names(tmp_path) == [path.name]
+
+
+def test_a_whole_point_is_never_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def attempt_of(step: int) -> int:
+        found = store_of(tmp_path).load_point(step)
+        assert found is not None
+        return found.attempt
+
+    first, second = store_of(tmp_path, attempt=1), store_of(tmp_path, attempt=2)
+    first.save_point(state_at(5), 5)
+    second.save_point(state_at(5), 5)
+    assert attempt_of(5) == 1
+    real = checkpoint_module._write
+
+    def overtaken(*arguments: Any) -> None:
+        monkeypatch.setattr(checkpoint_module, "_write", real)
+        first.save_point(state_at(8), 8)
+        real(*arguments)
+
+    monkeypatch.setattr(checkpoint_module, "_write", overtaken)
+    second.save_point(state_at(8), 8)  # while the first does the same
+    assert attempt_of(8) == 1
+    assert names(tmp_path) == ["point00000005.ckpt", "point00000008.ckpt"]  # no temporary file
+
+
 def test_a_point_of_another_trunk_is_refused_and_kept(tmp_path: Path) -> None:
     path = CheckpointStore(tmp_path, run_id="ffffffffffff", attempt=1).save_point(state_at(1), 1)
     with pytest.raises(ConfigError, match=r"of run ffffffffffff: expected one of run 0123456789ab"):

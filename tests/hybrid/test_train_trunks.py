@@ -186,7 +186,7 @@ def test_a_trunk_is_extended_from_its_furthest_point_and_shortened_from_an_earli
     assert_same_run(run_to_the_end(of_length(11), trunk, 5), alone(of_length(11)))
 
 
-def test_points_that_are_there_are_saved_again_to_the_bit(directory: Path) -> None:
+def test_points_that_are_there_are_said_again_and_stay(directory: Path) -> None:
     """As after a kill between the file and the word that it is there."""
     trunk = Trunk(directory, of_length(14))
     trunk.train((6,))
@@ -205,12 +205,16 @@ def test_points_are_kept_and_checkpoints_on_the_way_are_not(directory: Path) -> 
     assert names == [*(f"point{point:08d}.ckpt" for point in POINTS), "step00000010-a001.ckpt"]
 
 
-def test_a_stop_at_a_point_leaves_the_point_and_no_checkpoint_beside_it(directory: Path) -> None:
+def test_an_attempt_that_is_asked_to_stop_makes_no_point_any_more(directory: Path) -> None:
     trunk = Trunk(directory, of_length(14))
     recorder = Recorder(stop_at=6)
-    trunk.train(POINTS, recorder)
+    assert trunk.train((6,), recorder) is None
     assert recorder.ticks[-1][0] == 6
-    assert [path.name for path in directory.iterdir()] == ["point00000006.ckpt"]
+    assert [path.name for path in directory.iterdir()] == ["step00000006-a001.ckpt"]
+    assert trunk.saved == []
+    resumed = Recorder()
+    assert trunk.train((6,), resumed) is not None
+    assert (resumed.start_step, trunk.saved) == (6, [6])
 
 
 def test_wall_time_of_a_branch_goes_on_from_its_trunks(directory: Path) -> None:

@@ -18,13 +18,12 @@ KNOWN = ("plan.noise.sd_nats=0.01", "plan.noise.dof=8", "plan.noise.source=elsew
 
 
 def shown(planned: Planned, plan_of: Planner, metric: str | None = None) -> Evidence:
-    found = evidence(planned.plan, planned.settings, plan_of.store, metric)
-    assert found is not None
+    (found,) = evidence(planned.plan, planned.settings, plan_of.store, metric)
     return found
 
 
 def text_of(planned: Planned, found: Evidence) -> str:
-    return as_text(planned.plan, planned.settings, found, title="")
+    return as_text(planned.plan, planned.settings, [found], title="")
 
 
 def test_noise_that_is_given_decides(plan_of: Planner) -> None:
@@ -155,7 +154,7 @@ def test_where_the_loss_is_not_what_counts_that_is_said(
 
 def test_one_row_has_nothing_to_compare_with(plan_of: Planner) -> None:
     planned = plan_of(*TINY, "sweep.seeds=3", *KNOWN)
-    assert evidence(planned.plan, planned.settings, plan_of.store, None) is None
+    assert evidence(planned.plan, planned.settings, plan_of.store, None) == ()
 
 
 def test_rows_that_are_not_there_are_named_all_at_once(plan_of: Planner) -> None:
@@ -169,6 +168,41 @@ def test_rows_that_are_not_there_are_named_all_at_once(plan_of: Planner) -> None
 
 def test_rows_of_a_grid_are_named_with_their_values(plan_of: Planner) -> None:
     planned = plan_of(*TINY, "optim.lr=1e-3,2e-3", "budget.tokens=640,1280", *KNOWN)
-    found = shown(planned, plan_of)
-    assert found.pairs == 6
+    found = evidence(planned.plan, planned.settings, plan_of.store, None)
+    assert [group.pairs for group in found] == [1, 1]  # runs of one length are compared
     assert {row.label for row in rows_of(planned.plan)} >= {"lr=0.001/tokens=640", "lr=0.002/tokens=1280"}
+
+
+def test_rows_are_compared_at_one_point_of_the_grid_with_the_noise_there(plan_of: Planner, finish: Any) -> None:
+    arguments = (*TINY, ROWS, "budget.tokens=640,1280", "sweep.seeds=2")
+    spread = {640: 0.02, 1280: 0.08}
+    for row in rows_of(plan_of(*arguments).plan):
+        for cell, sign in zip(row.cells, (-1, 1), strict=True):
+            finish(cell.run, val_loss_nats=2 + sign * spread[cell.spec.train_tokens] / 2)
+    planned = plan_of(*arguments)
+    found = evidence(planned.plan, planned.settings, plan_of.store, None)
+    assert [group.pairs for group in found] == [3, 3]
+    noise = [group.noise for group in found]
+    assert [n.sd_nats for n in noise if n] == [pytest.approx(x / math.sqrt(2)) for x in spread.values()]
+    assert [n.dof for n in noise if n] == [3, 3]
+    text = as_text(planned.plan, planned.settings, found, title="")
+    assert text.count("of 'a/tokens=") == 2
+
+
+def test_noise_is_that_of_each_cells_own_scale(plan_of: Planner) -> None:
+    planned = plan_of("+sweep=table4", "sweep.only=[1:0,0:1]", "scale=350m,1b")
+    found = evidence(planned.plan, planned.settings, plan_of.store, None)
+    assert [group.noise.sd_nats for group in found if group.noise] == [0.0018, 0.0026]
+    text = as_text(planned.plan, planned.settings, found, title="")
+    assert "as given, wherever it was measured; these runs: 60B tokens," in text
+
+
+def test_own_models_on_other_seeds_do_not_count_twice(plan_of: Planner, finish: Any) -> None:
+    for row in rows_of(plan_of(*TINY, ROWS, "sweep.seeds=[7,8]").plan):
+        for cell, loss in zip(row.cells, (1.0, 1.02), strict=True):
+            finish(cell.run, val_loss_nats=loss)
+    found = shown(plan_of(*TINY, ROWS, "sweep.seeds=[1]"), plan_of)
+    assert found.noise is not None
+    assert found.noise.dof == 3
+    others = Noise(sd_nats=found.noise.sd_nats, dof=1, source="")
+    assert found.detectable[0].two_rows_nats == detectable_nats(others, 1, alpha=0.05, power=0.8)

@@ -1,5 +1,6 @@
 """Limits: what goes beyond one does not start, says by how much, and leaves no trace."""
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from hybrid.spec import ConfigError
 from sweeps import guards
 from sweeps.guards import beyond_limits, check_limits, too_large
 from sweeps.plan import ledger
+from sweeps.plan_json import as_json
 from sweeps.plan_settings import parse_size, read_plan_settings
 from sweeps.plan_text import as_text
 from sweeps.speed import Measured, processor, publish_measurement
@@ -123,12 +125,30 @@ def test_what_is_said_to_fit_fits(plan_of: Planner, arguments: tuple[str, ...], 
     assert said[1] == size_text(changed.plan.cells[0].shape.memory.total_bytes)
 
 
-def test_a_measurement_counts_where_it_is_more_than_the_prediction(plan_of: Planner) -> None:
+@pytest.mark.parametrize("factor", [0.5, 2])
+def test_a_measurement_counts_and_not_the_prediction_and_one_number_is_shown(plan_of: Planner, factor: float) -> None:
     predicted = plan_of(*TINY).plan.cells[0].shape.memory.total_bytes
-    measure(plan_of, TINY, 1.0, peak_memory_bytes=2 * predicted)
-    assert problems(plan_of(*TINY, f"plan.gpu_memory={2 * predicted}")) == []
-    (problem,) = refused(plan_of(*TINY, f"plan.gpu_memory={2 * predicted - 1}"))
-    assert f"'run' {size_text(2 * predicted)}" in problem
+    measured = int(factor * predicted)
+    measure(plan_of, TINY, 1.0, peak_memory_bytes=measured)
+    assert problems(plan_of(*TINY, f"plan.gpu_memory={measured}")) == []
+    beyond = plan_of(*TINY, f"plan.gpu_memory={measured - 1}")
+    (problem,) = refused(beyond)
+    assert f"'run' {size_text(measured)}" in problem
+    assert f" {size_text(measured)}! " in as_text(beyond.plan, beyond.settings, title="")
+    (entry,) = json.loads(as_json(beyond.plan, beyond.settings))
+    assert (entry["peak_memory_bytes"], entry["predicted_memory_bytes"]) == (measured, predicted)
+
+
+def test_the_largest_of_the_values_to_be_tuned_has_to_fit(plan_of: Planner) -> None:
+    alone = (*(setting for setting in TINY if "batch_tokens" not in setting), "budget.tokens=1M")
+    small, large = (plan_of(*alone, f"batch_tokens={n}").plan.cells[0].shape.memory.total_bytes for n in (128, 262144))
+    assert large > small
+    tuned = (*alone, "+sweep.rows={a:{}}", "sweep.tune={batch_tokens:[64,128,262144]}")
+    assert problems(plan_of(*tuned, f"plan.gpu_memory={large}")) == []
+    planned = plan_of(*tuned, f"plan.gpu_memory={large - 1}")
+    (problem,) = refused(planned)
+    assert f"{size_text(large)}" in problem
+    assert f"{size_text(small)}!" not in as_text(planned.plan, planned.settings, title="")
 
 
 def test_what_exec_cannot_make_fit_is_said(plan_of: Planner) -> None:

@@ -134,7 +134,6 @@ def test_plan_reads_the_store_that_it_is_given(sweeps: Sweeps, plan_of: Any, fin
         (["+sweep=table2", "mode=run"], "mode=run: python -m sweeps plan says it already"),
         (["+sweep=table2", "--json", "plan.format=text"], "plan.format=text: --json says it already"),
         (["+sweep=table2", "--store", ".", "store.root=x"], "store.root=x: --store says it already"),
-        (["+sweep=table2", "--store", "nowhere"], "--store nowhere: there is no such directory"),
         (["+sweep=table2", "plan.separate=[Lama,Mamba]"], "plan.separate: Lama: no such row; did you mean Llama?"),
         (["+sweep=table2", "plan.separate=[Lama,Mamba]", "--json"], "plan.separate: Lama: no such row"),
         (["+sweep=table2", "plan.max_disk=80B", "plan.mfu=2"], "plan.mfu = 2: expected a fraction"),
@@ -151,6 +150,43 @@ def test_a_mistake_is_one_clear_message_and_exit_code_2(
     assert message in done.stderr
     assert "Traceback" not in done.stderr
     assert not list(tmp_path.iterdir())
+
+
+def test_a_store_that_is_not_there_is_an_empty_one_to_a_plan_and_a_mistake_to_status(
+    sweeps: Sweeps, tmp_path: Path
+) -> None:
+    assert sweeps("plan", *TINY, "--store", "nowhere") == sweeps("plan", *TINY)
+    done = sweeps("status", "--store", "nowhere")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "--store nowhere: there is no such directory" in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_tuned_cell_whose_chosen_run_is_damaged_is_not_finished(
+    plan_of: Any, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("HYBRID_STORE", raising=False)
+    short = (*TINY, "budget.tokens=640", "+sweep.rows={a:{}}", "sweep.tune={optim.lr:[1e-3,2e-3]}")
+    (untuned,) = (run for run in plan_of(*short).expansion.runs if run.is_untuned)
+    store = plan_of.store
+    store.prepare()
+    for candidate in untuned.candidates:
+        store.publish_spec(candidate.resolved.run)
+        store.spec_path(candidate.run_id).write_text("{}")
+    assert run_request(short, Inline()) == 1
+    err = capsys.readouterr().err
+    assert "0 of 1 cells finished" in err
+    assert re.search(r"^failed: a .*is not the description of the run", err, re.MULTILINE), err
+
+
+def test_limits_are_said_beside_json_too(sweeps: Sweeps) -> None:
+    done = sweeps("plan", *TINY, "plan.max_runs=0", "plan.gpu_memory=1KB", "--json")
+    assert done.returncode == 0
+    assert len(json.loads(done.stdout)) == 1
+    memory, runs = done.stderr.splitlines()
+    assert memory.startswith("warning: beyond the limits: 'run' ")
+    assert runs.startswith("warning: beyond the limits: plan.max_runs = 0")
 
 
 def test_other_commands_take_no_stray_words(capsys: pytest.CaptureFixture[str]) -> None:
@@ -194,13 +230,13 @@ def test_preflight_measures_what_the_plan_then_knows(sweeps: Sweeps, tmp_path: P
     assert cell["gpu_hours"] == pytest.approx(cell["train_tokens"] / cell["tokens_per_s"] / 3600)
 
 
-def test_at_its_end_a_request_says_what_was_predicted_and_what_came_of_it(
-    sweeps: Sweeps, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_at_its_end_a_request_says_what_was_predicted_and_what_came_of_it(sweeps: Sweeps, run_py: Any) -> None:
     def table_of(*learning_rates: str) -> list[list[str]]:
-        arguments = [*TINY, f"optim.lr={','.join(learning_rates)}"]
-        assert run_request(arguments, Inline()) == 0
-        lines = capsys.readouterr().err.splitlines()
+        # In processes of their own: what a run comes to hold shows in one that held nothing before.
+        process = run_py("-m", *TINY, f"optim.lr={','.join(learning_rates)}", "hydra/launcher=local")
+        _, err = process.communicate()
+        assert process.returncode == 0, err
+        lines = err.splitlines()
         at = next(i for i, line in enumerate(lines) if line.startswith("done just now"))
         return [re.split(r" {2,}", line) for line in (lines[at], *lines[at + 2 : at + 2 + len(learning_rates)])]
 

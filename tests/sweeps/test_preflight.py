@@ -8,7 +8,9 @@ import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,8 +20,11 @@ from hypothesis import strategies as st
 
 from hybrid.config import Resolved
 from hybrid.data import open_data
+from hybrid.data.recall import RecallData
+from hybrid.evals.nll import evaluate_nll
 from hybrid.memory import train_memory
-from hybrid.spec import ConfigError
+from hybrid.spec import ConfigError, StopSpec
+from hybrid.train import loop
 from hybrid.train.checkpoint import CheckpointStore
 from hybrid.train.loop import train
 from hybrid.train.preflight import (
@@ -34,9 +39,18 @@ from hybrid.train.preflight import (
 from sweeps import preflight as preflight_module
 from sweeps.cells import CellRun
 from sweeps.identity import run_id
-from sweeps.preflight import MARGIN, preflight, time_limit_s
-from sweeps.speed import Measured, measurement, plan_device, processor, publish_measurement, speed_of
+from sweeps.preflight import MARGIN, START_S, VALIDATION_TOKENS, n_validations, preflight, time_limit_s
+from sweeps.speed import (
+    Measured,
+    available_memory_bytes,
+    measurement,
+    plan_device,
+    processor,
+    publish_measurement,
+    speed_of,
+)
 from sweeps.store import Cell, Store
+from sweeps.text import size_text
 from sweeps.worker import preflight_one
 
 from .conftest import REPO, TINY, wait_for
@@ -99,9 +113,9 @@ def test_a_preflight_step_is_a_training_step_to_the_bit(
     data = open_data(run.data, run.seq_len, tmp_path)
     checkpoints = CheckpointStore(tmp_path / "checkpoints", run_id=run_id(run), attempt=1)
     trained = train(run, execution, data=data, checkpoints=checkpoints, observer=Silent()).model
-    steps, measured = timed_steps(run, execution, data=data)
-    assert [step.sequences for step in steps] == [run.batch_size] * STEPS
-    ours, theirs = measured.state_dict(), trained.state_dict()
+    timed = timed_steps(run, execution, data=data)
+    assert [step.sequences for step in timed.steps] == [run.batch_size] * STEPS
+    ours, theirs = timed.model.state_dict(), trained.state_dict()
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
@@ -180,11 +194,60 @@ def test_of_a_batch_a_few_microbatches_are_gone_through(
     assert measured_sequences(run, replace(resolved.execution, microbatch=microbatch)) == through
 
 
-def test_the_time_limit_is_a_quarter_more_in_whole_minutes() -> None:
-    assert MARGIN == 1.25
-    assert time_limit_s(3600 * 1000, 1000.0) == 4500
-    assert time_limit_s(3600 * 1000 + 1, 1000.0) == 4560
-    assert time_limit_s(1, 1000.0) == 60
+def test_the_time_limit_is_the_start_and_a_quarter_more_than_steps_and_validation_in_whole_minutes() -> None:
+    assert (MARGIN, START_S) == (1.25, 300)
+
+    def limit(train_tokens: int, validations: float = 1, validation_s: float | None = 0.0) -> int:
+        return time_limit_s(train_tokens, 1000.0, validations=validations, validation_s=validation_s)
+
+    assert limit(3600 * 1000) == 300 + 4500
+    assert limit(3600 * 1000 + 1) == 300 + 4560
+    assert limit(1) == 360
+    assert limit(3600 * 1000, 3, 48.0) == 300 + 4500 + 180
+    # A validation that nobody timed is as slow as training: 65.536 s each.
+    assert limit(3600 * 1000, 2, None) == 300 + 4500 + 180
+    assert VALIDATION_TOKENS == loop.VALIDATION_TOKENS
+
+
+def test_all_validations_of_a_run_are_counted(tiny: Resolve) -> None:
+    def count(*overrides: str) -> float:
+        resolved = tiny(*overrides)
+        return n_validations(resolved.run, resolved.execution)
+
+    assert tiny().run.stop is None
+    assert count() == 1
+    assert count("exec.eval_every_tokens=1000") == 1 + 6
+    stop = StopSpec(metric="accuracy", threshold=0.9, every_tokens=640, examples=2048)
+    # Ten rounds of half as many sequences as at the end, where it reads 65536 / 16.
+    assert n_validations(replace(tiny().run, stop=stop), tiny().execution) == 1 + 10 / 2
+
+
+def test_drawing_random_tokens_takes_no_time_but_making_examples_does(
+    tiny: Resolve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a clock that goes on only while batches are made, or the model validates."""
+    clock = [0.0]
+    monkeypatch.setattr("hybrid.train.preflight.time", SimpleNamespace(perf_counter=lambda: clock[0]))
+
+    def slow(made: Callable[..., Any], seconds: float) -> Callable[..., Any]:
+        def wrapped(*arguments: Any, **named: Any) -> Any:
+            clock[0] += seconds
+            return made(*arguments, **named)
+
+        return wrapped
+
+    for kind in (RandomTokens, RecallData):
+        monkeypatch.setattr(kind, "train_batch", slow(kind.train_batch, 5.0))
+    monkeypatch.setattr("hybrid.train.preflight.evaluate_nll", slow(evaluate_nll, 2.0))
+    resolved = tiny("exec.microbatch=1024")
+    on_examples = timed_steps(resolved.run, resolved.execution)
+    on_tokens = timed_steps(
+        resolved.run, resolved.execution, data=RandomTokens(vocab_size=resolved.run.model.vocab_size, seq_len=16)
+    )
+    assert [step.forward_backward_s for step in on_tokens.steps] == [0.0] * STEPS
+    assert [step.forward_backward_s for step in on_examples.steps] == [5.0] * STEPS
+    # 65536 / 16 sequences, in batches of 1024.
+    assert on_examples.validation_s == 4 * 2.0
 
 
 # --- a request ----------------------------------------------------------------------------------
@@ -309,22 +372,89 @@ def test_on_the_cpu_a_shape_that_cannot_fit_is_not_started(
 ) -> None:
     small, large = tiny(), tiny("model.d_model=64", "model.depth=8")
     sizes = [train_memory(r.run, r.execution).total_bytes for r in (small, large)]
-    assert sizes[0] < 25 * 2**20 < sizes[1]
-    monkeypatch.setattr(preflight_module, "available_memory_bytes", lambda: 25 * 2**20)
+    limit = sum(sizes) // 2
+    assert sizes[0] < limit < sizes[1]
+    monkeypatch.setattr(preflight_module, "available_memory_bytes", lambda: limit)
     assert preflight([cell("large", large), cell("small", small)], store) == 1
     printed = capsys.readouterr()
-    assert f"large: not started: predicted to need {sizes[1] / 2**20:.3g}MiB of memory" in printed.err
-    assert "has 25MiB available" in printed.err
+    assert f"large: not started: predicted to need {size_text(sizes[1])} of memory" in printed.err
+    assert f"has {size_text(limit)} available" in printed.err
     assert lines(printed.out)[0].endswith("not started")
     assert known(store, large) is None
     assert known(store, small) is not None
 
 
-def test_available_memory_is_what_the_kernel_says() -> None:
-    available = preflight_module.available_memory_bytes()
+def test_a_preflight_with_other_kernels_or_another_pytorch_measures_again(
+    store: Store, tiny: Resolve, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    resolved = tiny()
+    old = Measured(
+        device_name=processor(),
+        tokens_per_s=1.0,
+        peak_memory_bytes=None,
+        predicted_memory_bytes=1,
+        source="runs",
+        run_id="3f2a91bc0d1e",
+        kernels="torch",
+        torch="1.0",
+    )
+    publish_measurement(store, resolved.run, resolved.execution, old)
+    assert preflight([cell("a", resolved)], store) == 0
+    found = known(store, resolved)
+    assert found is not None
+    assert (found.source, found.torch) == ("preflight", version("torch"))
+    assert found.validation_s is not None
+    # Now it is known, unless it is asked for again.
+    monkeypatch.setattr(preflight_module, "_in_a_process", lambda *_: replace(old, tokens_per_s=7.0))
+    assert preflight([cell("a", resolved)], store) == 0
+    assert "known already" in capsys.readouterr().err
+    assert preflight([cell("a", resolved)], store, again=True) == 0
+    assert "7 tokens/s" in capsys.readouterr().err
+
+
+def test_as_json_it_is_the_tables_numbers_and_nothing_else_on_stdout(
+    store: Store, tiny: Resolve, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small, large = tiny(), tiny("model.d_model=64", "model.depth=8")
+    small_bytes = train_memory(small.run, small.execution).total_bytes
+    monkeypatch.setattr(preflight_module, "available_memory_bytes", lambda: small_bytes + 1)
+    assert preflight([cell("small", small), cell("large", large)], store, as_json=True) == 1
+    first, second = json.loads(capsys.readouterr().out)
+    found = known(store, small)
+    assert found is not None
+    assert first["cells"] == ["small"]
+    assert first["tokens_per_s"] == found.tokens_per_s
+    assert first["predicted_memory_bytes"] == small_bytes
+    assert first["measured_memory_bytes"] == found.peak_memory_bytes
+    assert first["training_s"] == 6400 / found.tokens_per_s
+    assert first["time_limit_s"] % 60 == 0
+    assert first["problem"] is None
+    assert second["tokens_per_s"] is second["time_limit_s"] is None
+    assert second["problem"].startswith("not started")
+
+
+def test_available_memory_is_at_most_the_machines() -> None:
+    available = available_memory_bytes()
     assert available is not None
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     assert 0 < available <= total
+
+
+def test_available_memory_is_at_most_what_the_control_group_has_left(tmp_path: Path) -> None:
+    def write(path: str, text: str) -> None:
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_text(text)
+
+    assert available_memory_bytes(tmp_path) is None
+    write("proc/meminfo", "MemTotal: 9000 kB\nMemAvailable:    5000 kB\n")
+    assert available_memory_bytes(tmp_path) == 5000 * 1024
+    write("sys/fs/cgroup/memory.max", "max\n")
+    write("sys/fs/cgroup/memory.current", "900000\n")
+    assert available_memory_bytes(tmp_path) == 5000 * 1024
+    write("sys/fs/cgroup/memory.max", "1000000\n")
+    assert available_memory_bytes(tmp_path) == 100_000
+    write("sys/fs/cgroup/memory.stat", "active_file 7\ninactive_file 300000\n")
+    assert available_memory_bytes(tmp_path) == 400_000
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")

@@ -1,8 +1,11 @@
 """How fast and how large runs are taken to be: from measurements where there are any, else from stated assumptions."""
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +16,7 @@ from hypothesis import strategies as st
 from hybrid.config import Resolved
 from hybrid.cost import run_cost
 from hybrid.decode_cost import A100_80GB_SXM, H100_SXM, H200_SXM
+from hybrid.evals import nll
 from hybrid.memory import train_memory
 from hybrid.spec import ConfigError, StdlibSpec
 from sweeps.identity import run_id
@@ -21,7 +25,9 @@ from sweeps.speed import (
     PlanDevice,
     Speed,
     device_hours,
+    evaluation_batch_size,
     measurement,
+    measurement_text,
     plan_device,
     prediction_text,
     processor,
@@ -31,6 +37,8 @@ from sweeps.speed import (
 )
 from sweeps.store import Store
 from sweeps.worker import StopFlag, Stopped, run_one
+
+from .conftest import REPO
 
 H100_NAME = "NVIDIA H100 80GB HBM3"
 Resolve = Callable[..., Resolved]
@@ -76,8 +84,8 @@ def shape(resolved: Resolved) -> str:
         "schedule.cooldown_fraction=0.5",
         "exec.device=cuda",
         "exec.log_every_steps=1",
-        "exec.microbatch=4",
-        "exec.microbatch=100",
+        "exec.kernels=auto",
+        "exec.microbatch=1024",
     ],
 )
 def test_what_does_not_change_a_step_does_not_change_its_shape(tiny: Resolve, override: str) -> None:
@@ -96,7 +104,7 @@ def test_what_does_not_change_a_step_does_not_change_its_shape(tiny: Resolve, ov
         "data.n_pairs=3",
         "exec.microbatch=2",
         "exec.threads=2",
-        "exec.kernels=auto",
+        "exec.microbatch=100",
         "exec.activation_checkpointing=true",
         "exec.ssd_chunk=32",
     ],
@@ -136,12 +144,60 @@ def test_a_runs_measurement_goes_before_a_preflights_and_that_before_mfu(store: 
     assert found.text == f"measured by run 3f2a91bc0d1e on {H100_NAME}"
 
 
-def test_the_first_measurement_of_a_device_and_sort_stands(store: Store, resolve: Resolve) -> None:
+def test_validation_is_planned_in_the_batches_in_which_it_is_made(tiny: Resolve) -> None:
+    for overrides in ((), ("exec.microbatch=3",), ("seq_len=32",)):
+        cell = tiny(*overrides)
+        made = nll.evaluation_batch_size(cell.execution, cell.run.seq_len)
+        assert evaluation_batch_size(cell.execution, cell.run.seq_len) == made
+
+
+def test_on_a_gpu_auto_and_torch_are_two_shapes(tiny: Resolve) -> None:
+    """What auto takes depends on what is installed: the measurement says it."""
+    assert shape(tiny("exec.device=cuda", "exec.kernels=auto")) != shape(tiny("exec.device=cuda"))
+
+
+def test_the_newest_measurement_of_a_device_and_sort_is_taken_and_few_are_kept(store: Store, resolve: Resolve) -> None:
     cell = resolve("scale=1b", "model=llama")
-    publish_measurement(store, cell.run, cell.execution, measured(tokens_per_s=1.0))
-    publish_measurement(store, cell.run, cell.execution, measured(tokens_per_s=2.0))
-    assert known(store, cell, "h100").tokens_per_s == 1.0
-    assert len(list(store.speeds_dir(shape(cell)).iterdir())) == 1
+    for n in range(1, 6):
+        publish_measurement(store, cell.run, cell.execution, measured(tokens_per_s=float(n)))
+        assert known(store, cell, "h100").tokens_per_s == n
+    names = sorted(path.name for path in store.speeds_dir(shape(cell)).iterdir())
+    assert names == [f"nvidia-h100-80gb-hbm3-preflight-{n:08d}.json" for n in (3, 4, 5)]
+
+
+def test_what_was_made_with_other_kernels_or_another_pytorch_is_not_taken(store: Store, resolve: Resolve) -> None:
+    cell = resolve("scale=1b", "model=llama")
+
+    def found(made_with: tuple[str, str] | None = None) -> float | None:
+        best = measurement(store, cell.run, cell.execution, (H100_NAME,), made_with)
+        return None if best is None else best.tokens_per_s
+
+    def publish(tokens_per_s: float, kernels: str | None, torch: str | None, **more: Any) -> None:
+        made = measured(tokens_per_s=tokens_per_s, kernels=kernels, torch=torch, **more)
+        publish_measurement(store, cell.run, cell.execution, made)
+
+    publish(1.0, "plain", "2.1", source="runs", run_id="3f2a91bc0d1e")
+    assert found() == found(("plain", "2.1")) == 1.0
+    assert found(("fused", "2.1")) is found(("plain", "2.2")) is None
+    # A preflight in a newer environment goes before runs in an older one, but not before runs in its own.
+    publish(2.0, "fused", "2.1")
+    assert found() == found(("fused", "2.1")) == 2.0
+    assert found(("plain", "2.1")) == 1.0
+    publish(3.0, "fused", "2.1", source="runs", run_id="4f2a91bc0d1e")
+    publish(4.0, "fused", "2.1")
+    assert found() == 3.0
+    # What does not say what it was made with is taken for any.
+    publish(5.0, None, None, source="runs", run_id="5f2a91bc0d1e")
+    assert found() == found(("another", "3.0")) == 5.0
+
+
+def test_memory_that_the_newest_measurement_does_not_tell_is_that_of_one_before(store: Store, resolve: Resolve) -> None:
+    cell = resolve("scale=1b", "model=llama")
+    publish_measurement(store, cell.run, cell.execution, measured(peak_memory_bytes=7, validation_s=3.0))
+    publish_measurement(store, cell.run, cell.execution, measured(source="runs", run_id="3f", peak_memory_bytes=None))
+    best = measurement(store, cell.run, cell.execution, (H100_NAME,))
+    assert best is not None
+    assert (best.source, best.peak_memory_bytes, best.validation_s) == ("runs", 7, 3.0)
 
 
 def test_a_measurement_is_of_its_shape_and_its_kind_of_device_alone(store: Store, resolve: Resolve) -> None:
@@ -307,12 +363,27 @@ def test_names_of_devices_are_safe_in_file_names(store: Store, tiny: Resolve) ->
     cell = tiny()
     for name in ("Intel(R) Xeon(R) CPU @ 2.20GHz", "../../etc", "???"):
         publish_measurement(store, cell.run, cell.execution, measured(device_name=name))
-        assert measurement(store, cell.run, cell.execution, (name,)) == measured(device_name=name)
+        found = measurement(store, cell.run, cell.execution, (name,))
+        assert found is not None
+        assert replace(found, measured_at="") == measured(device_name=name)
     names = sorted(path.name for path in store.speeds_dir(shape(cell)).iterdir())
-    assert names == ["device-preflight.json", "etc-preflight.json", "intel-r-xeon-r-cpu-2-20ghz-preflight.json"]
+    devices = ("device", "etc", "intel-r-xeon-r-cpu-2-20ghz")
+    assert names == [f"{device}-preflight-00000001.json" for device in devices]
 
 
 # --- what runs leave ----------------------------------------------------------------------------
+
+
+STARTS_SLEEPERS = """
+sleepers = [subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) for _ in range(3)]
+sleepers[0].kill()
+sleepers[0].wait()
+"""
+ENDS_THEM = """
+for sleeper in sleepers:
+    sleeper.kill()
+    sleeper.wait()
+"""
 
 
 def train(store: Store, resolved: Resolved, stop_at: int | None = None) -> None:
@@ -338,10 +409,36 @@ def test_a_finished_run_leaves_its_speed_for_plans_to_come(store: Store, tiny: R
     assert found.source == "runs"
     assert found.text == f"measured by run {run_id(cell.run)} on {processor()}"
     assert found.tokens_per_s == pytest.approx(record(store, cell)["metrics"]["tokens_per_s"], rel=1e-6)
-    (path,) = store.speeds_dir(shape(cell)).iterdir()
-    before = path.read_bytes()
-    train(store, tiny("init_seed=2"))
-    assert [path.read_bytes() for path in store.speeds_dir(shape(cell)).iterdir()] == [before]
+    another = tiny("init_seed=2")
+    train(store, another)
+    assert known(store, cell, None).text == f"measured by run {run_id(another.run)} on {processor()}"
+
+
+def test_memory_is_measured_in_a_process_of_the_runs_own_alone(store: Store, tiny: Resolve) -> None:
+    """One that has trained before has memory to spare, and would seem to need less."""
+    cell = tiny()
+    train(store, cell)
+    assert record(store, cell)["provenance"]["peak_memory_bytes"] is None
+    best = measurement(store, cell.run, cell.execution, (processor(),))
+    assert best is not None
+    assert best.peak_memory_bytes is None
+    assert (best.kernels, best.torch) == ("torch", version("torch"))
+
+
+def test_what_ran_beside_a_run_is_said() -> None:
+    run = measured(source="runs", run_id="3f2a91bc0d1e", beside=3)
+    assert measurement_text(run) == f"measured by run 3f2a91bc0d1e on {H100_NAME} beside 3 more"
+    assert "beside" not in measurement_text(replace(run, beside=0))
+
+
+def test_the_processes_beside_are_those_of_the_same_parent() -> None:
+    """As many as this test starts more, less those that have ended."""
+    count = "from sweeps.worker import _siblings; print(_siblings())"
+    script = (
+        f"import subprocess, sys\n{STARTS_SLEEPERS}\nsubprocess.run([sys.executable, '-c', {count!r}])\n{ENDS_THEM}"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=REPO)
+    assert done.stdout.split() == ["2"]
 
 
 def test_a_record_holds_what_was_predicted_beside_what_came_of_it(store: Store, tiny: Resolve) -> None:
@@ -365,13 +462,13 @@ def test_prediction_and_measurement_are_reported_side_by_side() -> None:
     made: dict[str, Any] = {
         "metrics": {"tokens_per_s": 30_000.0},
         "provenance": {
-            "predicted_memory_bytes": 2**30,
-            "peak_memory_bytes": 3 * 2**29,
+            "predicted_memory_bytes": 10**9,
+            "peak_memory_bytes": 15 * 10**8,
             "preflight_tokens_per_s": 40_000.0,
         },
     }
     assert prediction_text(made) == (
-        "peak memory 1.5GiB, predicted 1GiB (1.50 of it); 30K tokens/s, by preflight 40K (0.75 of it)"
+        "peak memory 1.5GB, predicted 1GB (1.50 of it); 30K tokens/s, by preflight 40K (0.75 of it)"
     )
     assert prediction_text({"metrics": {}, "provenance": {}}) is None
 

@@ -297,8 +297,20 @@ def test_new_directories_of_a_group_writable_store_are_group_writable(tmp_path: 
 def test_run_ids_are_found_by_their_first_digits(store: Store, known: str) -> None:
     assert store.find(known[:4]) == known
     assert list(store.run_ids()) == [known]
-    with pytest.raises(ConfigError, match="no run of this id"):
+    with pytest.raises(ConfigError, match="no run or trunk of this id"):
         store.find("zzzz")
+
+
+def test_trunks_are_found_by_their_first_digits_too(store: Store, known: str) -> None:
+    trunk = known[:3] + ("0" if known[3] != "0" else "1") + known[4:]
+    store.publish_trunk(trunk, "{}")
+    assert store.find(trunk[:4]) == trunk
+    assert store.find(known) == known
+    assert (store.is_trunk(trunk), store.is_trunk(known)) == (True, False)
+    with pytest.raises(ConfigError, match="several ids begin so") as error:
+        store.find(known[:3])
+    assert trunk in str(error.value)
+    assert known in str(error.value)
 
 
 def test_a_place_that_cannot_hold_a_store_is_one_clear_message(tmp_path: Path) -> None:

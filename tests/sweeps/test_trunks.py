@@ -3,6 +3,8 @@
 import json
 import os
 import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -16,16 +18,17 @@ from hypothesis import strategies as st
 
 from hybrid.checkpoint_files import point_file, step_file
 from hybrid.config import Resolved, read_config
-from hybrid.spec import RunSpec, StopSpec, TrapezoidSpec
+from hybrid.spec import ConfigError, RunSpec, StopSpec, TrapezoidSpec
 from hybrid.train.schedule import learning_rate
 from sweeps.cells import CellRun
 from sweeps.compose import Composer
 from sweeps.identity import run_id
-from sweeps.launch import End
+from sweeps.launch import End, Launcher, announce
 from sweeps.launch.inline import Inline
-from sweeps.status import cells_text, show_text
+from sweeps.launch.local import LocalProcesses
+from sweeps.status import cells_text, diff_text, logs_text, show_text
 from sweeps.store import Cell, Request, Store, StoreError, publish, this_process
-from sweeps.trunks import branch_step, payment, trunk_description, trunk_id, trunk_jobs
+from sweeps.trunks import branch_step, missing_points, payment, trunk_description, trunk_id, trunk_jobs
 from sweeps.worker import Busy, StopFlag, Stopped, run_one, run_trunk
 
 from .conftest import REPO, TINY, wait_for
@@ -581,6 +584,73 @@ def test_branches_of_a_trunk_that_diverges_are_what_they_would_be_alone(cells: C
     assert trunk_jobs(cells(*wild, "budget.tokens=25600,12800"), shared) == ()
 
 
+@pytest.mark.parametrize("launcher", [Inline(), LocalProcesses(1)], ids=["here", "pool"])
+def test_branches_fail_as_their_trunk_did_this_time_not_an_earlier_one(
+    launcher: Launcher, cells: Cells, store: Store
+) -> None:
+    three = cells()
+    trunk = trunk_of(three)
+    earlier = store.trunk_attempts(trunk).claim(0)
+    assert earlier is not None
+    publish(earlier.directory / "error.json", json.dumps({"class": "oom", "message": "out of memory, long ago"}))
+    description = store.trunk_dir(trunk) / "spec.json"
+    description.write_text("something else")  # so that no attempt is claimed
+    ends = launcher.launch(three, store)
+    assert [end.status for end in ends] == ["failed"] * 3
+    for end in ends:
+        error = store.error(end.cell.run_id, 1)
+        assert error is not None
+        assert error["class"] == "io"
+        assert str(description) in error["message"]
+        assert "StoreError" in error["traceback"]
+
+
+def test_points_that_another_makes_between_claim_and_plan_leave_nothing_to_do(
+    cells: Cells, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (job,) = trunk_jobs(cells(), store)
+    looks = 0
+
+    def others_make_them(*arguments: Any) -> tuple[int, ...]:
+        nonlocal looks
+        looks += 1
+        if looks == 3:  # before the claim, after it, and to plan the attempt
+            fake_points(store, job.trunk_id, *job.points)
+        return missing_points(*arguments)
+
+    monkeypatch.setattr("sweeps.worker.missing_points", others_make_them)
+    assert run_trunk(store, job, stop=StopFlag(), progress=quiet) == "done"
+    assert looks > 3
+    assert store.trunk_attempts(job.trunk_id).last() == 0
+
+
+def test_an_interrupted_trunk_can_be_seen(cells: Cells, store: Store) -> None:
+    three = cells()
+    trunk = trunk_of(three)
+    (job,) = trunk_jobs(three, store)
+    announce(three, store)
+    stop = StopFlag()
+    with pytest.raises(Stopped):
+        run_trunk(store, job, stop=stop, progress=stop_at(55, stop))
+    request = Request(sweep="s", overrides=(), created_at="", report={}, cells=tuple(cell.cell for cell in three))
+    text = cells_text(store, request)
+    assert f"trunk {trunk}: interrupted at step 55 of 80" in text
+    assert f"trunk {trunk}: interrupted at step 55 of 160" in text
+    assert text.count(trunk) == 2  # the first run's point is there
+    shown = show_text(store, trunk)
+    for line in ("status: interrupted", "points at steps: 40", "checkpoints on the way at steps: 55"):
+        assert f"\n{line}" in shown
+    assert "\nspec.batch_tokens: 64\n" in shown
+    assert f"made for the runs: {', '.join(cell.run_id for cell in three)}" in shown
+    assert "cancelled: Stopped: stopped at step 55: the test says so" in shown
+    assert "branches can start at step 40" in logs_text(store, trunk, None)
+    assert logs_text(store, trunk, 1) == logs_text(store, trunk, None)
+    with pytest.raises(ConfigError, match=f"trunk {trunk} has attempts 1 to 1"):
+        logs_text(store, trunk, 2)
+    with pytest.raises(ConfigError, match=f"{trunk}: is a trunk: expected a run"):
+        diff_text(store, three[0].run_id, trunk)
+
+
 def test_a_trunk_that_another_process_trains_is_left_alone(cells: Cells, store: Store) -> None:
     three = cells()
     trunk = trunk_of(three)
@@ -683,7 +753,12 @@ def test_after_an_interrupt_nothing_more_is_begun_in_this_process(cells: Cells, 
     thread.start()
     ends = launch(four, store)
     thread.join()
-    assert [(end.status, end.message) for end in ends] == [("interrupted", "not begun")] * 4
+    saved = store.trunk_saved_step(trunk)
+    assert saved > 0
+    held = f"not begun; its trunk {trunk} has saved step {saved}"
+    assert [(end.status, end.message) for end in ends] == [("interrupted", held)] * 2 + [
+        ("interrupted", "not begun")
+    ] * 2
     assert store.trunk_status(trunk) == "interrupted"
     assert [store.last_attempt(cell.run_id) for cell in four] == [0] * 4
 
@@ -783,7 +858,7 @@ def test_a_trunk_killed_alone_fails_its_branches_and_goes_on_when_asked_again(
     job = store.trunk_attempts(trunk).job(1)
     assert job is not None
     waiting = Request(sweep="s", overrides=(), created_at="", report={}, cells=tuple(cell.cell for cell in both))
-    assert cells_text(store, waiting).count(f"waits for trunk {trunk}") == 2
+    assert cells_text(store, waiting).count(f"waits for trunk {trunk}: at step ") == 2
     assert f"trunk {trunk}: running; points at steps: none" in show_text(store, both[0].run_id)
     os.kill(job["pid"], signal.SIGKILL)
     _, err = process.communicate()
@@ -806,10 +881,14 @@ def test_ctrl_c_saves_the_trunk_and_begins_no_branch(tmp_path: Path, run_py, cel
     _, err = process.communicate()
     assert process.returncode == 130, err
     assert "Traceback" not in err
-    assert err.count(": not begun") == 2
+    saved = store.trunk_checkpoints(trunk)[-1]
+    assert f"trunk {trunk}: was interrupted: saved step {saved};" in err
+    assert err.count(f": not begun; its trunk {trunk} has saved step {saved}") == 2
     assert store.trunk_status(trunk) == "interrupted"
-    assert store.trunk_checkpoints(trunk)
     assert [store.status(cell.run_id) for cell in both] == ["new", "new"]
+    command = [sys.executable, "-m", "sweeps", "show", trunk[:8], "--store", str(store.root)]
+    shown = subprocess.run(command, capture_output=True, text=True, cwd=REPO, check=True).stdout
+    assert f"trunk_id: {trunk}" in shown
 
 
 def test_a_branch_begins_as_soon_as_its_point_is_there(tmp_path: Path, run_py, cells: Cells) -> None:
