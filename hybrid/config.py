@@ -115,12 +115,14 @@ class Resolved:
     """A configuration, read: the run, how to carry it out, and how well its parameters and FLOPs match.
 
     `param_mismatch` is the relative difference of the blocks' parameters from those of the reference depth of
-    attention blocks; None where nothing was matched. `budget` is None where tokens were given.
+    attention blocks; None where nothing was matched. `matched_sizes` are widths that were worked out to match, such as
+    d_ffn. `budget` is None where tokens were given.
     """
 
     run: RunSpec
     execution: ExecSpec
     param_mismatch: float | None
+    matched_sizes: tuple[tuple[str, int], ...]
     budget: FlopsBudget | None
 
 
@@ -175,7 +177,13 @@ def read_config(
         init_seed=typed.init_seed,
         data_seed=typed.data_seed,
     )
-    return Resolved(run=run, execution=typed.exec, param_mismatch=model.param_mismatch, budget=budget)
+    return Resolved(
+        run=run,
+        execution=typed.exec,
+        param_mismatch=model.param_mismatch,
+        matched_sizes=model.matched_sizes,
+        budget=budget,
+    )
 
 
 @lru_cache(maxsize=4096)

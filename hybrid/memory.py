@@ -164,9 +164,12 @@ def _moments(run: RunSpec, execution: ExecSpec) -> list[_Moment]:
         )
 
     at_loss = sum(kept) + _final_bytes(run, p, scored)
+    in_forward = max((sum(kept[:i]) + block.forward for i, block in enumerate(blocks)), default=0) if recomputed else 0
     copies_kept = head_copy + (0 if recomputed else sum(copies))
     found = [
-        # The end of the forward, its loss, and the head: its weight's gradient, made in the dtype of products, is cast.
+        # The forward, where it keeps little, its end and its loss, and the head, whose weight's gradient is made in the
+        # dtype of products and cast.
+        moment(weights_beside=cached, gradients=before, activations=in_forward),
         moment(
             weights_beside=head_copy + (cached if recomputed else sum(copies)),
             gradients=before,
@@ -444,8 +447,16 @@ def _mixer_forward(mixer: MixerSpec, steps: _Steps, p: Pass) -> int:
             return _scan_forward(mixer.mamba, p) + p.made(p.d_model)
         case IntraSpec():
             return _scan_forward(mixer.mamba, p) + p.made(mixer.attention.d_v) + _lent_bytes(mixer, p)
-        case _:
+        case AttentionSpec() | DiffAttentionSpec():
+            h, kept = _heads(mixer), sum(step.kept for step in steps)
+            if _path(h, p) != "rows":
+                return kept
+            block, before = _row_blocks(h, p)
+            return kept + p.made(h.d_q + h.d_k + h.d_v) + (h.maps + 1) * block + h.maps * before
+        case ShortConvSpec() | OutsideSpec():
             return sum(step.kept for step in steps)
+        case _ as never:
+            assert_never(never)
 
 
 def _ffn_forward(ffn: FfnSpec | None, p: Pass) -> int:
@@ -547,16 +558,34 @@ class _Heads:
         return self.n_q // self.maps * self.v_head_dim
 
 
+def _heads(a: AttentionSpec | DiffAttentionSpec) -> _Heads:
+    match a:
+        case AttentionSpec():
+            return _Heads(
+                n_q=a.n_heads,
+                n_k=a.n_kv_heads,
+                n_v=a.n_v_heads,
+                head_dim=a.head_dim,
+                v_head_dim=a.v_head_dim,
+                window=a.window,
+            )
+        case DiffAttentionSpec():
+            return _Heads(
+                n_q=2 * a.n_heads,
+                n_k=2 * a.n_kv_heads,
+                n_v=a.n_kv_heads,
+                head_dim=a.head_dim,
+                v_head_dim=2 * a.head_dim,
+                window=None,
+                maps=2,
+            )
+        case _ as never:
+            assert_never(never)
+
+
 def _attention_steps(a: AttentionSpec, p: Pass, *, output: bool) -> tuple[_Steps, bool]:
     """And whether they keep what the heads return, which is the last thing here without `output`."""
-    h = _Heads(
-        n_q=a.n_heads,
-        n_k=a.n_kv_heads,
-        n_v=a.n_v_heads,
-        head_dim=a.head_dim,
-        v_head_dim=a.v_head_dim,
-        window=a.window,
-    )
+    h = _heads(a)
     turned = h.d_q + (0 if a.borrows_kv else h.d_k)
     made = turned + (0 if a.borrows_kv else h.d_v)
     steps = [_projection_step(p, p.d_model, made, kept=p.made(p.d_model))]
@@ -572,15 +601,7 @@ def _attention_steps(a: AttentionSpec, p: Pass, *, output: bool) -> tuple[_Steps
 
 
 def _diff_attention_steps(a: DiffAttentionSpec, p: Pass) -> _Steps:
-    h = _Heads(
-        n_q=2 * a.n_heads,
-        n_k=2 * a.n_kv_heads,
-        n_v=a.n_kv_heads,
-        head_dim=a.head_dim,
-        v_head_dim=2 * a.head_dim,
-        window=None,
-        maps=2,
-    )
+    h = _heads(a)
     turned = h.d_q + h.d_k
     made = turned + h.d_v
     steps = [_projection_step(p, p.d_model, made, kept=p.made(p.d_model))]
@@ -639,8 +660,12 @@ def _core_step(h: _Heads, p: Pass, *, made: int, turned: int, borrowed: bool) ->
     keeps_output, mask = h.maps == 1, 0
     match path:
         case "rows":
-            operands = p.full(h.d_q + h.d_k + h.d_v)
-            work = operands + p.full(h.d_out) + p.cast(h.d_out) + _row_block_bytes(h, p)
+            operands, (block, before) = p.full(h.d_q + h.d_k + h.d_v), _row_blocks(h, p)
+            # While the next block's scores are made, there still are a block's maps, their sum, and the gradients of
+            # that and of one map's scores; of the second map's too before.
+            held = 3 if h.maps == 1 else 5
+            scores = max((held + h.maps - 1) * block, (h.maps + 1) * block + held * before)
+            work = operands + p.full(h.d_out) + p.cast(h.d_out) + scores
             return _Step(kept=operands, work=work), False
         case "math":
             operands, scores = p.made(2 * h.d_q + d_out), _FLOAT_BYTES * p.batch * h.n_q * p.length**2
@@ -692,19 +717,16 @@ def _window_blocks_step(h: _Heads, p: Pass) -> tuple[_Step, bool]:
     return step, n_blocks * size == p.length
 
 
-def _row_block_bytes(h: _Heads, p: Pass) -> int:
-    """Scores of one block of rows on the CPU, as often as they are held: maps, their gradients, the next block's."""
+def _row_blocks(h: _Heads, p: Pass) -> tuple[int, int]:
+    """Bytes of the scores of the largest block of rows on the CPU, and of the block before it."""
     size = _ROW_BLOCK if h.window is None or h.window.size > _NARROW_WINDOW else _NARROW_ROW_BLOCK
     rows = min(size, p.length)
     width = p.length if h.window is None else min(p.length, h.window.sink + h.window.size + rows)
     one_head = h.n_q // h.n_k * rows * width
-    whole = p.batch * h.n_k // h.maps * one_head
-    block = _FLOAT_BYTES * min(whole, max(one_head, _ROW_BLOCK_ELEMENTS))
-    held = h.maps + (3 if h.maps > 1 else 2)
-    # A block's maps, their sum, and two gradients are there while the next block's scores and maps are made.
-    alike = whole > _ROW_BLOCK_ELEMENTS or (h.window is not None and p.length > rows)
-    before = block if alike else block * max(0, p.length - rows) // p.length
-    return max(held * block, (h.maps + 1) * block + held * before)
+    all_heads = p.batch * h.n_k // h.maps * one_head
+    block = _FLOAT_BYTES * min(all_heads, max(one_head, _ROW_BLOCK_ELEMENTS))
+    alike = all_heads > _ROW_BLOCK_ELEMENTS or (h.window is not None and p.length > rows)
+    return block, block if alike else block * max(0, p.length - rows) // p.length
 
 
 # --- recurrences and convolutions ---------------------------------------------------------------

@@ -43,13 +43,14 @@ from hybrid.spec import (
 @dataclass(frozen=True, kw_only=True)
 class ResolvedModel:
     """A model, and the relative difference of its blocks' parameters from the reference's: None where nothing was
-    matched, as depth, width and d_ffn were given.
+    matched, as depth, width and d_ffn were given. `matched_sizes` are the widths that were worked out for it, by name.
 
     Parameters are matched with dense feed-forward networks, as experts leave the active ones as they are.
     """
 
     spec: ModelSpec
     param_mismatch: float | None
+    matched_sizes: tuple[tuple[str, int], ...]
 
 
 def resolve_model(config: ModelConfig, data_vocab_size: int) -> ResolvedModel:
@@ -76,10 +77,14 @@ def resolve_model(config: ModelConfig, data_vocab_size: int) -> ResolvedModel:
     slots = _slots(config, period, mixers)
     blocks = _blocks_of(config, slots, mixers)
     reference = _reference_params(config)
+    matched_sizes: list[tuple[str, int]] = []
     if config.match == "width":
         config = dataclasses.replace(config, d_model=_matched_width(config, blocks, reference))
+        matched_sizes.append(("d_model", config.d_model))
     if config.trim_ffn:
-        config = dataclasses.replace(config, ffn=_trimmed_ffn(config, blocks, reference))
+        ffn = _trimmed_ffn(config, blocks, reference)
+        config = dataclasses.replace(config, ffn=ffn)
+        matched_sizes.append(("d_ffn", ffn.d_ffn))
         blocks = _blocks_of(config, slots, mixers)
     spec = ModelSpec(
         d_model=config.d_model,
@@ -97,7 +102,7 @@ def resolve_model(config: ModelConfig, data_vocab_size: int) -> ResolvedModel:
     mismatch = _matched_params(config, blocks) / reference - 1 if matched else None
     if mismatch is not None and abs(mismatch) > config.max_param_mismatch:
         raise ConfigError(_mismatch_problem(config, len(blocks), mismatch))
-    return ResolvedModel(spec=spec, param_mismatch=mismatch)
+    return ResolvedModel(spec=spec, param_mismatch=mismatch, matched_sizes=tuple(matched_sizes))
 
 
 def _mismatch_problem(config: ModelConfig, depth: int, mismatch: float) -> str:

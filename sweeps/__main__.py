@@ -70,24 +70,24 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     plan.add_argument(
-        "--json", action="store_true", help="a JSON list of the cells, in full precision (plan.format=json)"
+        "--yes", action="store_true", help="say of limits only what is beyond them, as with plan.yes=true on run.py"
     )
-    plan.add_argument("--yes", action="store_true", help="limits do not hold the request back (plan.yes=true)")
     preflight = commands.add_parser(
         "preflight", parents=[common], help="three steps of every shape of a request", description=_PREFLIGHT
     )
     for command in (plan, preflight):
+        command.add_argument("--json", action="store_true", help="a JSON list, in full precision (plan.format=json)")
         overrides = "+sweep=NAME and settings, as for run.py"
         command.add_argument("overrides", nargs="*", metavar="ARGUMENT", help=overrides)
     status = commands.add_parser("status", parents=[common], help="requests, or the cells of one")
     status.add_argument("request", nargs="?", help="a sweep's name; without it, every request")
     show = commands.add_parser("show", parents=[common], help="one run in full")
-    show.add_argument("run", help="a run id, or its first digits")
+    show.add_argument("run", help="a run id or a trunk's, or its first digits")
     diff = commands.add_parser("diff", parents=[common], help="where two runs differ")
     diff.add_argument("run", help="a run id, or its first digits")
     diff.add_argument("other", help="another")
     logs = commands.add_parser("logs", parents=[common], help="what a run's attempts logged")
-    logs.add_argument("run", help="a run id, or its first digits")
+    logs.add_argument("run", help="a run id or a trunk's, or its first digits")
     logs.add_argument("--attempt", type=int, metavar="N", help="only this attempt")
     return top
 
@@ -128,8 +128,8 @@ def _overrides(options: argparse.Namespace) -> list[str]:
     said = {"mode": f"python -m sweeps {options.command}"}
     if options.store != _DEFAULT_STORE:
         said["store.root"] = "--store"
+    said |= {"plan.format": "--json"} if options.json else {}
     if options.command == "plan":
-        said |= {"plan.format": "--json"} if options.json else {}
         said |= {"plan.yes": "--yes"} if options.yes else {}
     keys = {text: text.lstrip("+").partition("=")[0] for text in options.overrides}
     problems = [f"{text}: {said[key]} says it already" for text, key in keys.items() if key in said]
@@ -138,8 +138,8 @@ def _overrides(options: argparse.Namespace) -> list[str]:
     overrides = [*options.overrides, f"mode={options.command}"]
     if options.store != _DEFAULT_STORE:
         overrides.append(as_override("store.root", str(options.store)))
+    overrides += ["plan.format=json"] if options.json else []
     if options.command == "plan":
-        overrides += ["plan.format=json"] if options.json else []
         overrides += ["plan.yes=true"] if options.yes else []
     return overrides
 

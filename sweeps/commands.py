@@ -150,6 +150,8 @@ def look_at_request(arguments: Sequence[str]) -> int:
     Hydra's own settings, such as the launcher's, are checked and then of no consequence.
     """
     of_hydra = [text for text in arguments if re.split(r"[./=@]", text.lstrip("+~"))[0] == "hydra"]
+    if any("." not in text and "/" not in text for text in of_hydra):
+        raise ConfigError(f"{of_hydra[0]}: expected one of its settings, such as hydra.launcher.workers=4")
     if of_hydra:
         with Composer() as composer:
             composer.compose(of_hydra)
@@ -183,7 +185,7 @@ def _of_cells(runs: Sequence[CellRun], around: Surroundings) -> int:
     """Preflight, evaluation and generation: they need runs, whatever request these are of."""
     around.store.prepare()
     if around.mode == "preflight":
-        return preflight(runs, around.store)
+        return preflight(runs, around.store, as_json=around.plan.format == "json")
     if around.mode == "eval":
         return _evaluate(runs, around.store)
     return _generate(runs, around.generation, around.store)

@@ -66,6 +66,8 @@ def _object(
         "tuned": dict(cell.run.cell.tuned),
         "layout": cell.layout,
         "depth": len(cell.layout),
+        "d_model": spec.model.d_model,
+        "matched_sizes": dict(resolved.matched_sizes),
         "non_embedding_params": cost.non_embedding_params,
         "active_params": cost.active_params,
         "total_params": cost.total_params,

@@ -99,6 +99,7 @@ def _columns(plan: Plan, settings: PlanSettings, large: set[int]) -> list[_Colum
         _column("params", lambda cell: amount(cell.cost.non_embedding_params), "{} parameters"),
         *active,
         _column("vs ref", _mismatch, "{} against the reference"),
+        _column("matched", _matched_sizes, "{}"),
         _column("total", lambda cell: amount(cell.cost.total_params), "{} in total"),
         _column("tokens", lambda cell: amount(cell.spec.train_tokens), "{} tokens"),
         _column("steps", lambda cell: str(cell.spec.train_steps), "{} steps"),
@@ -146,6 +147,11 @@ def _layout(cell: PlannedCell) -> str:
 def _mismatch(cell: PlannedCell) -> str:
     fraction = cell.run.resolved.param_mismatch
     return _NOTHING if fraction is None else f"{100 * fraction:+.1f}%"
+
+
+def _matched_sizes(cell: PlannedCell) -> str:
+    """The widths that were worked out to match the reference's parameters."""
+    return ", ".join(f"{name} {size}" for name, size in cell.run.resolved.matched_sizes) or _NOTHING
 
 
 def _budget_mismatch(cell: PlannedCell) -> str:
@@ -388,6 +394,8 @@ def _memory_source(plan: Plan) -> str:
     if measured:
         most = f" to {max(measured):.2f}" if len(set(measured)) > 1 else ""
         text += f", or as measured, {min(measured):.2f}{most} of it"
+    if any(cell.run.resolved.execution.kernels == "auto" for cell in plan.cells):
+        text += ", with all fused kernels installed"
     return text + "; disk: up to three checkpoints while a run lasts, and its weights"
 
 
@@ -416,7 +424,7 @@ def _speed_sources(plan: Plan) -> list[str]:
     for (unit, text), found in labels.items():
         of = "" if len(labels) == 1 else f" of {_listed(list(found))}"
         lines.append(f"{unit}{of}: {text}")
-    return lines
+    return [*lines, "hours are of training steps alone: starting, validation and checkpoints come on top"]
 
 
 _MEASURED = {"runs": "as finished runs measured it", "preflight": "as preflight measured it"}

@@ -21,7 +21,7 @@ from typing import Any
 from hybrid.memory import train_memory
 from hybrid.spec import ConfigError, ExecSpec, RunSpec
 from sweeps.cells import CellRun
-from sweeps.launch.processes import fork_server
+from sweeps.launch.processes import fork_server, unblock_signals
 from sweeps.progress import PLAIN_EVERY_S, say
 from sweeps.speed import (
     Measured,
@@ -248,6 +248,7 @@ class _Said:
 def _child(pipe: "Connection[Any, Any]", work: Any, arguments: tuple[Any, ...]) -> None:
     """The whole life of a process; an interrupt of the terminal is for the parent, which ends this one."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    unblock_signals()
     os.dup2(2, 1)  # stdout is for the table
     with contextlib.suppress(OSError):
         # Where memory runs out, this process is to go, and not the one that tells the tale.
