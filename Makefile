@@ -11,7 +11,7 @@ TORCH := $(shell grep '^torch==' constraints.txt)
 # Each test process gets one thread; pytest-xdist uses the cores.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help demo demo-full install install-triton install-cuda test test-slow test-gpu parity lint types check bench clean
+.PHONY: help demo demo-full install install-triton install-cuda test test-slow test-gpu test-slurm parity lint types check bench clean
 
 help:  ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -57,16 +57,20 @@ demo-full: .venv/ready  ## the demo with more seeds and more steps
 	$(BIN)/python run.py -m +sweep=demo_full
 	$(BIN)/python -m analysis tables demo_full --out out/demo_full
 
-test: .venv/ready-dev  ## the tests, but for the slow ones and those that need a GPU
-	$(BIN)/python -m pytest -n auto -m 'not slow and not gpu'
+test: .venv/ready-dev  ## the tests, but for the slow ones and those that need a GPU or Slurm
+	$(BIN)/python -m pytest -n auto -m 'not slow and not gpu and not slurm'
 
 # Triton has wheels for Linux alone; there, that its tests are skipped is a failure.
 TRITON := $(if $(filter Linux,$(shell uname -s)),.venv/ready-triton)
 test-slow: .venv/ready-dev $(TRITON)  ## the slow tests
-	$(if $(TRITON),HYBRID_REQUIRE_TRITON=1) $(BIN)/python -m pytest -n auto -m 'slow and not gpu'
+	$(if $(TRITON),HYBRID_REQUIRE_TRITON=1) $(BIN)/python -m pytest -n auto -m 'slow and not gpu and not slurm'
 
 test-gpu: .venv/ready-dev  ## the tests that need a CUDA device, with the kernels that are installed
 	$(BIN)/python -m pytest -m gpu tests/gpu
+
+# They wait more than they work; the cluster's faults take turns. REQUIRE_SLURM=1: no Slurm is a failure, not a skip.
+test-slurm: .venv/ready-dev  ## the tests on a real Slurm cluster, installed (Debian 12), brought up and taken down here
+	HYBRID_SLURM_INSTALL=1 $(BIN)/python -m pytest -n 4 -m slurm tests/slurm
 
 parity: .venv/ready-dev  ## largest differences from other people's code, as a table
 	$(BIN)/python -m pytest -q -m 'not gpu' tests/oracle
@@ -77,6 +81,7 @@ lint: .venv/ready-dev  ## ruff: format and lint
 
 types: .venv/ready-dev  ## mypy, strict
 	$(BIN)/mypy
+	$(BIN)/mypy tests/slurm
 
 check: lint types test test-slow  ## what a change must pass
 
