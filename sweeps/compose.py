@@ -246,6 +246,9 @@ def _merged(under: Any, over: Any) -> Any:
     return {**under, **{key: _merged(under[key], value) if key in under else value for key, value in over.items()}}
 
 
+_NEVER_NULL = ("plan", "store", "generate")
+
+
 def _with(config: Any, path: list[str], value: Any, key: str, problems: list[str]) -> Any:
     """The config with one value set, sharing every part that does not change; a dict is merged into a dict."""
     if not path:
@@ -253,7 +256,7 @@ def _with(config: Any, path: list[str], value: Any, key: str, problems: list[str
             for name, inner in value.items():
                 config = {**config, name: _with(config[name], [], inner, key, problems) if name in config else inner}
             return config
-        if isinstance(config, dict) and config and (value is not None or "." not in key):
+        if isinstance(config, dict) and config and (value is not None or key in _NEVER_NULL):
             problems.append(f"{key} = {value!r}: expected settings: {', '.join(map(str, config))}")
             return config
         return value

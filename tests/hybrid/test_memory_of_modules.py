@@ -205,12 +205,16 @@ def test_what_a_lender_and_its_borrowers_keep_for_backward_is_exact(window: Wind
     assert kept() == expected + tables(lender, 64)
 
 
+@pytest.mark.parametrize("shape", [(2, 512), (32, 32)], ids=["many chunks", "one chunk"])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", [*MIXERS, *(f"ffn: {name}" for name in FFNS)])
-def test_the_backward_of_a_block_holds_at_its_worst_what_is_predicted(name: str, dtype: str) -> None:
-    """Between 3.4% too little and 5.6% too much, where a block's scores on the CPU outweigh all else."""
+def test_the_backward_of_a_block_holds_at_its_worst_what_is_predicted(
+    name: str, dtype: str, shape: tuple[int, int]
+) -> None:
+    """Between 3.9% too little and 3.8% too much, of windows, whose blocks of scores on the CPU are not counted one by
+    one."""
     mixer, ffn = (ShortConvSpec(d_conv=4), FFNS[name[5:]]) if name.startswith("ffn") else (MIXERS[name], None)
-    block, p = BlockSpec(mixer=mixer, ffn=ffn), a_pass(2, 512, dtype)
+    block, p = BlockSpec(mixer=mixer, ffn=ffn), a_pass(*shape, dtype)
     model = built(block)
     stream = 4 * p.positions * p.d_model
     given_BLD = torch.randn(p.batch, p.length, p.d_model).requires_grad_()
@@ -223,11 +227,11 @@ def test_the_backward_of_a_block_holds_at_its_worst_what_is_predicted(name: str,
         live.peak = 0
         y_BLD.backward(torch.ones_like(y_BLD))
     predicted = block_memory(block, p)
-    # Of the outputs, our own reference stays until the end, and so does the gradient of the stream.
+    # The output is not counted, though our own reference keeps it here.
     measured = live.peak - before - stream
     weights = 4 * predicted.params + predicted.copies + p.copied(predicted.largest)
     expected = predicted.backward + weights + tables(mixer, p.length)
-    assert measured / 1.06 <= expected <= measured * 1.06
+    assert expected == pytest.approx(measured, rel=0.04)
 
 
 # --- kernels of a GPU, by stand-ins -------------------------------------------------------------
@@ -506,29 +510,29 @@ def test_training_holds_what_is_predicted(name: str, predicted_over_held: Ratio)
     overrides, microbatch = of_size("activations, two microbatches", "float32")
     for checkpointing in (False, True):
         ratio = predicted_over_held(name, *overrides, microbatch=microbatch, activation_checkpointing=checkpointing)
-        assert ratio == pytest.approx(1.0, abs=0.02)
+        assert ratio == pytest.approx(1.0, abs=0.012)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("name", PRESETS)
 def test_training_in_float32_holds_what_is_predicted(name: str, size: str, predicted_over_held: Ratio) -> None:
-    """WORST32"""
+    """At worst 1.0% too much, of Mamba with several groups and checkpointing, and 0.3% too little."""
     overrides, microbatch = of_size(size, "float32")
     for checkpointing in (False, True):
         ratio = predicted_over_held(name, *overrides, microbatch=microbatch, activation_checkpointing=checkpointing)
-        assert ratio == pytest.approx(1.0, abs=0.02)
+        assert ratio == pytest.approx(1.0, abs=0.012)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("name", PRESETS)
 def test_training_under_autocast_holds_what_is_predicted(name: str, size: str, predicted_over_held: Ratio) -> None:
-    """WORST16"""
+    """At worst 3.7% too much, with checkpointing, where all gradients of a block's weights are counted at once."""
     overrides, microbatch = of_size(size, "bfloat16")
     for checkpointing in (False, True):
         ratio = predicted_over_held(name, *overrides, microbatch=microbatch, activation_checkpointing=checkpointing)
-        assert ratio == pytest.approx(1.0, abs=0.06)
+        assert ratio == pytest.approx(1.0, abs=0.04)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -554,11 +558,10 @@ def test_where_few_positions_are_scored_few_logits_are_held(dtype: str, predicte
 def test_a_validation_of_more_sequences_than_a_batch_holds_what_is_predicted(
     name: str, dtype: str, predicted_over_held: Ratio
 ) -> None:
-    """WORSTVAL"""
+    """Between 0.7% too little and 2.2% too much, of experts."""
     overrides, _ = of_size("activations", dtype)
     ratio = predicted_over_held(name, *overrides, "model.depth=6", microbatch=None, activation_checkpointing=True)
-    print("RATIO", name, dtype, ratio)
-    assert ratio == pytest.approx(1.0, abs=0.05)
+    assert ratio == pytest.approx(1.0, abs=0.025)
 
 
 # --- files --------------------------------------------------------------------------------------

@@ -18,10 +18,19 @@ from sweeps.cells import expand
 from sweeps.compose import Composer
 
 CONF = Path(__file__).resolve().parent.parent.parent / "conf"
-SWEEPS = sorted(path.stem for path in (CONF / "sweep").glob("*.yaml"))
+# The whole study is made of the other sweeps.
+SWEEPS = sorted(path.stem for path in (CONF / "sweep").glob("*.yaml") if path.stem != "paper")
 PRESETS = sorted(path.stem for path in (CONF / "model").glob("*.yaml"))
 # Short sequences that are still longer than the toy window and sink.
-SMALL = ("scale=toy", "data=recall", "seq_len=32", "batch_tokens=128", "budget.tokens=384", "model.vocab_size=64")
+SMALL = (
+    "scale=toy",
+    "data=recall",
+    "seq_len=32",
+    "batch_tokens=128",
+    "budget.scale_tokens=384",
+    "budget.max_mismatch=1",
+    "model.vocab_size=64",
+)
 CPU = torch.device("cpu")
 
 
