@@ -8,7 +8,7 @@ temporaries). Parts:
 
 * weights: float32, 4 bytes a parameter, and under bfloat16 autocast the copies of matrices that it makes, 2 bytes each:
   all of them to the end of a forward, where they live as long as their products' backward, or, with activation
-  checkpointing, for as long as autocast's cache;
+  checkpointing, for as long as autocast's cache; experts' as if every one were chosen by a token;
 * gradients: float32, those not yet added up too: with several microbatches a matrix's new gradient stands beside its
   sum, and tied embeddings have the head's own until the end of a backward, the embedding's own, and the sum of both;
 * optimizer: AdamW's two moments, float32. Its fused step and the clipping need nothing beside them;

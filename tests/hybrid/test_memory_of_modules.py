@@ -454,10 +454,11 @@ def held_by_training(run: RunSpec, execution: ExecSpec, data: DataSource, direct
 
 
 SIZES: dict[str, tuple[dict[str, int], int | None]] = {
-    # Of what outweighs the others: sizes, and the microbatch.
+    # Of what outweighs the others: sizes, and the microbatch. Its tokens are many enough that every expert is chosen by
+    # one: autocast copies no weights of an expert that has none, and the prediction counts them all.
     "activations": ({"seq_len": 128, "batch_tokens": 512, "model.vocab_size": 64}, 4),
     "activations, two microbatches": ({"seq_len": 128, "batch_tokens": 512, "model.vocab_size": 64}, 2),
-    "parameters": ({"seq_len": 32, "batch_tokens": 64, "model.vocab_size": 4096}, 1),
+    "parameters": ({"seq_len": 128, "batch_tokens": 256, "model.vocab_size": 4096}, 1),
     "logits": ({"seq_len": 64, "batch_tokens": 128, "model.vocab_size": 8192}, 2),
 }
 Ratio = Callable[..., float]
