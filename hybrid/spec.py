@@ -475,3 +475,5 @@ class ExecSpec:
     kernels: Literal["torch", "fused", "auto"]
     mixers: tuple[str, ...]
     trunks: bool
+    nodes: int
+    gpus_per_node: int

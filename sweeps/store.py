@@ -11,6 +11,8 @@
                      points/step00000120.json   there is a checkpoint from which branches start; published once
                      diverged.json              it goes on no further; published once
     requests/<sweep>/<hash>.json                sweep, overrides and the cells they asked for
+    submissions/00000001.json                   what was handed to a scheduler (`sweeps.submissions`)
+    snapshots/<digest>/                         the code as it was then (`sweeps.snapshot`)
     speeds/<shape>/<device>-runs-00000001.json  how fast runs of a shape were (`sweeps.speed`); the newest few stay
     format.json                                 the layout's version
 
@@ -43,7 +45,7 @@ from sweeps.identity import run_id as identify
 FORMAT = 1
 RECORD_SCHEMA = 1
 
-Status = Literal["new", "running", "interrupted", "lost", "failed", "damaged", "done", "diverged"]
+Status = Literal["new", "queued", "running", "interrupted", "lost", "failed", "damaged", "done", "diverged"]
 CellStatus = Literal[Status, "untuned"]  # "untuned": which run it is, is not known yet
 FinalStatus = Literal["done", "diverged"]
 FINAL: tuple[FinalStatus, ...] = ("done", "diverged")
@@ -159,14 +161,14 @@ class Attempts:
     def job(self, number: int) -> dict[str, Any] | None:
         """Who makes an attempt, as it wrote when it began; None where it died before, or wrote half of it."""
         try:
-            return _read_json(self.path(number) / "job.json")
+            return read_json(self.path(number) / "job.json")
         except StoreError:
             return None
 
     def error(self, number: int) -> dict[str, Any] | None:
         """How an attempt ended, if it ended without a result."""
         try:
-            return _read_json(self.path(number) / "error.json")
+            return read_json(self.path(number) / "error.json")
         except StoreError:
             return {"class": "unknown", "message": "error.json is damaged"}
 
@@ -322,7 +324,7 @@ class Store:
 
     def spec(self, run_id: str) -> dict[str, Any] | None:
         """The run's canonical spec as plain data; None where the run is not known."""
-        return _read_json(self.spec_path(run_id))
+        return read_json(self.spec_path(run_id))
 
     def record(self, run_id: str) -> dict[str, Any] | None:
         """The run's record; None unless it is done or diverged. Raises StoreError where it is damaged or of a newer
@@ -344,7 +346,7 @@ class Store:
         return publish(path, json.dumps(record, sort_keys=True, indent=1) + "\n")
 
     def _record(self, path: Path, *needed: str) -> dict[str, Any] | None:
-        record = _read_json(path)
+        record = read_json(path)
         if record is None:
             return None
         if record.get("schema") != RECORD_SCHEMA:
@@ -462,7 +464,7 @@ class Store:
 
     def trunk_spec(self, trunk_id: str) -> dict[str, Any] | None:
         """What the trunk is, as `publish_trunk` wrote it, as plain data; None where it is not known."""
-        return _read_json(self.trunk_dir(trunk_id) / "spec.json")
+        return read_json(self.trunk_dir(trunk_id) / "spec.json")
 
     def trunk_status(self, trunk_id: str) -> Status:
         """What became of the trunk's newest attempt; "done": its points are there, and it can go on to others."""
@@ -683,7 +685,8 @@ def _read_text(path: Path) -> str | None:
         raise StoreError(f"{path}: unreadable ({error})") from error
 
 
-def _read_json(path: Path) -> dict[str, Any] | None:
+def read_json(path: Path) -> dict[str, Any] | None:
+    """A file of the store that holds a JSON object; None where there is none. Raises StoreError where it is damaged."""
     text = _read_text(path)
     if text is None:
         return None

@@ -94,6 +94,8 @@ EXECUTION = ExecSpec(
     kernels="torch",
     mixers=(),
     trunks=True,
+    nodes=1,
+    gpus_per_node=1,
 )
 
 
