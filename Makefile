@@ -11,7 +11,7 @@ TORCH := $(shell grep '^torch==' constraints.txt)
 # Each test process gets one thread; pytest-xdist uses the cores.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help demo demo-full install install-triton install-cuda test test-slow test-gpu test-slurm parity lint types check bench clean
+.PHONY: help demo demo-full install install-triton install-cuda test test-slow test-gpu test-slurm soak parity lint types check bench clean
 
 help:  ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -71,6 +71,9 @@ test-gpu: .venv/ready-dev  ## the tests that need a CUDA device, with the kernel
 # They wait more than they work; the cluster's faults take turns. REQUIRE_SLURM=1: no Slurm is a failure, not a skip.
 test-slurm: .venv/ready-dev  ## the tests on a real Slurm cluster, installed (Debian 12), brought up and taken down here
 	HYBRID_SLURM_INSTALL=1 $(BIN)/python -m pytest -n 4 -m slurm tests/slurm
+
+soak: .venv/ready-dev  ## 200 runs on such a cluster, under random kills, preemptions, requeues and crashes
+	$(BIN)/python tests/slurm/soak.py --runs 200
 
 parity: .venv/ready-dev  ## largest differences from other people's code, as a table
 	$(BIN)/python -m pytest -q -m 'not gpu' tests/oracle

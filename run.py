@@ -12,8 +12,9 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from hybrid.spec import ConfigError
-from sweeps.commands import guarded, run_single
+from sweeps.commands import guarded, launcher_of, run_single
 from sweeps.compose import Composer, diagnose, explain
+from sweeps.launch import Launcher
 from sweeps.launch.inline import Inline
 
 
@@ -23,8 +24,12 @@ def single(config: DictConfig) -> None:
     plain = OmegaConf.to_container(config, resolve=True)
     assert isinstance(plain, dict)
     settings = {str(key): value for key, value in plain.items()}
-    arguments = list(HydraConfig.get().overrides.task)
-    sys.exit(guarded(lambda: run_single(settings, arguments, Inline())))
+    hydra_config = HydraConfig.get()
+    arguments = list(hydra_config.overrides.task)
+    launcher: Launcher = Inline()
+    if hydra_config.runtime.choices["hydra/launcher"] == "slurm":
+        launcher = launcher_of(list(hydra_config.overrides.hydra))
+    sys.exit(guarded(lambda: run_single(settings, arguments, launcher)))
 
 
 def main() -> int:

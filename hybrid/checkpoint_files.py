@@ -4,12 +4,18 @@ step00000120-a001.ckpt    saved on the way, by attempt 1, after 120 updates; sup
 point00000120.ckpt        where branches of a trunk start: kept
 """
 
+import hashlib
+import json
 import re
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Final
 
 _STEP: Final = re.compile(r"step(\d{8,})-a(\d{3,})\.ckpt")
 _POINT: Final = re.compile(r"point(\d{8,})\.ckpt")
+_WEIGHTS: Final = re.compile(r"final-a(\d{3,})\.safetensors")
+_HEADER_BYTES: Final = 512
+_BLOCK_BYTES: Final = 1 << 20
 
 
 def step_file(step: int, attempt: int) -> str:
@@ -32,6 +38,35 @@ def point_step(name: str) -> int | None:
     """Of a checkpoint that branches start from; None for any other file."""
     found = _POINT.fullmatch(name)
     return None if found is None else int(found[1])
+
+
+def weights_attempt(name: str) -> int | None:
+    """The attempt that wrote final weights of this name; None for any other file."""
+    found = _WEIGHTS.fullmatch(name)
+    return None if found is None else int(found[1])
+
+
+def is_whole(path: Path, *, hashed: bool = True) -> bool:
+    """Whether a checkpoint is as `hybrid.train.checkpoint` wrote it: by its length, and by its checksum if `hashed`.
+
+    Raises OSError where the disk cannot be read.
+    """
+    with open(path, "rb") as file:
+        try:
+            header = json.loads(file.read(_HEADER_BYTES))
+            given, length = header.pop("sha256"), int(header["payload_bytes"])
+        except (ValueError, KeyError, TypeError, AttributeError):
+            return False
+        if file.seek(0, 2) != _HEADER_BYTES + length:
+            return False
+        if not hashed:
+            return True
+        file.seek(_HEADER_BYTES)
+        sha256 = hashlib.sha256()
+        while block := file.read(_BLOCK_BYTES):
+            sha256.update(block)
+        sha256.update(json.dumps(header, sort_keys=True).encode())
+        return bool(sha256.hexdigest() == given)
 
 
 def saved_steps(names: Iterable[str]) -> list[int]:

@@ -39,7 +39,9 @@ R = TypeVar("R")
 Count = Any  # a whole number as users write it: 2048, 6e10, "60B"
 
 # Settings that say where and how, not what: they never reach a RunSpec, and the command line's entry points own them.
-SURROUNDINGS = ("mode", "generate", "plan", "store", "sweep", "hydra")
+SURROUNDINGS = ("mode", "generate", "plan", "store", "sweep", "hydra", "notify")
+OF_LAUNCHERS = ("wait",)
+"""Settings of `exec` that say nothing of how a run is carried out."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,6 +142,8 @@ def read_config(
     problem found, each with its path.
     """
     settings = {key: value for key, value in config.items() if key not in SURROUNDINGS}
+    if isinstance(settings.get("exec"), Mapping):
+        settings["exec"] = {key: value for key, value in settings["exec"].items() if key not in OF_LAUNCHERS}
     collect = _Collector()
     typed = collect(lambda: decode(Config, settings))
     model_text = json.dumps(settings.get("model"), sort_keys=True, default=repr)
@@ -158,6 +162,7 @@ def read_config(
 
     def length() -> tuple[tuple[int, TrapezoidSpec, StopSpec | None], FlopsBudget | None]:
         _check_batch(batch_tokens, typed.seq_len)
+        _check_ranks(batch_tokens // typed.seq_len, typed.exec)
         tokens, budget = _tokens(typed, model.spec, data.vocab_size, batch_tokens, reference)
         return _length(typed, tokens, batch_tokens), budget
 
@@ -387,6 +392,15 @@ def _check_batch(batch_tokens: int, seq_len: int) -> None:
         nearest = max(whole_batches(batch_tokens, seq_len), seq_len)
         raise ConfigError(
             f"batch_tokens = {batch_tokens}: expected a multiple of seq_len = {seq_len} (nearest: {nearest})"
+        )
+
+
+def _check_ranks(batch_size: int, execution: ExecSpec) -> None:
+    ranks = execution.nodes * execution.gpus_per_node
+    if ranks > batch_size:
+        raise ConfigError(
+            f"exec.nodes, exec.gpus_per_node = {execution.nodes}, {execution.gpus_per_node}: expected at most one rank "
+            f"for each of the {batch_size} sequences of a batch"
         )
 
 

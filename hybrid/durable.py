@@ -39,3 +39,13 @@ def inherit_group_write(path: Path) -> None:
     parent, mode = os.stat(path.parent).st_mode, os.stat(path).st_mode
     if parent & stat.S_IWGRP and not mode & stat.S_IWGRP:
         os.chmod(path, stat.S_IMODE(mode) | stat.S_IRWXG | (parent & stat.S_ISGID))
+
+
+def let_group_write(path: Path) -> None:
+    """From now on this process makes files that the group may read and write, if the directory is group-writable.
+
+    A umask of 022 would keep others of a team from what has to be touched or replaced, one of 077 from reading too.
+    """
+    if os.stat(path).st_mode & stat.S_IWGRP:
+        before = os.umask(0o007)
+        os.umask(before & ~stat.S_IRWXG)

@@ -10,9 +10,11 @@ temporaries). Parts:
   all of them to the end of a forward, where they live as long as their products' backward, or, with activation
   checkpointing, for as long as autocast's cache; experts' as if every one were chosen by a token;
 * gradients: float32, those not yet added up too: with several microbatches a matrix's new gradient stands beside its
-  sum, and tied embeddings have the head's own until the end of a backward, the embedding's own, and the sum of both;
+  sum, and tied embeddings have the head's own until the end of a backward, the embedding's own, and the sum of both.
+  Several ranks send them in buckets: one beside them;
 * optimizer: AdamW's two moments, float32. Its fused step and the clipping need nothing beside them;
-* activations: what one microbatch (`exec.microbatch` sequences, meta tokens included) keeps for its backward, and works
+* activations: what one microbatch (`exec.microbatch` sequences, of several ranks at most the largest rank's part of a
+  batch, meta tokens included) keeps for its backward, and works
   with. With activation checkpointing, the inputs of all blocks, and one block at a time in full;
 * logits: the loss is not cut into chunks. Its forward holds the logits and their log-softmax, under autocast a float32
   copy too; its backward three float32 arrays: log-softmax, its gradient, the logits' gradient.
@@ -79,6 +81,8 @@ _FLASH_ATTN_WIDEST_HEAD = 256
 _FLEX_NARROWEST_HEAD = 16
 # `hybrid.evals.nll`: tokens of a validation batch where no microbatch is set.
 _EVALUATION_TOKENS = 16384
+BUCKET_BYTES = 32 * 2**20
+"""Gradients that ranks send each other at once, at most: `hybrid.train.parallel`."""
 # What torch 2.13 and safetensors write around the arrays of a model; of an array's own, its name and three more arrays.
 _ARCHIVE_BYTES = 17_000
 _ARCHIVE_TENSOR_BYTES = 1070
@@ -134,8 +138,10 @@ class _Moment:
 def _moments(run: RunSpec, execution: ExecSpec) -> list[_Moment]:
     """Those of a microbatch, of an update and of a validation that may be the worst."""
     model, recomputed = run.model, execution.activation_checkpointing
-    batch = run.batch_size if execution.microbatch is None else min(execution.microbatch, run.batch_size)
-    several = batch < run.batch_size
+    ranks = execution.nodes * execution.gpus_per_node
+    part = -(-run.batch_size // ranks)
+    batch = part if execution.microbatch is None else min(execution.microbatch, part)
+    several = batch < part
     p = _pass(run, execution, batch)
     blocks = [block_memory(block, p) for block in model.blocks]
     brings = _brings_parameters(model.blocks)
@@ -216,6 +222,9 @@ def _moments(run: RunSpec, execution: ExecSpec) -> list[_Moment]:
             activations=p.full(model.d_model),
         )
     )
+    if ranks > 1:
+        sent = min(BUCKET_BYTES, _FLOAT_BYTES * params)
+        found.append(moment(weights_beside=0, gradients=_FLOAT_BYTES * params + sent, activations=0))
     found += _validation(run, execution, weights + cached + head_copy, _FLOAT_BYTES * params, moments_of_adam)
     return found
 

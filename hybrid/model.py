@@ -208,6 +208,13 @@ class LanguageModel(nn.Module):
         ]
         return torch.stack(rows) if rows else self.embedding.new_zeros(0, 0)
 
+    def counted_loads(self) -> list[Tensor]:
+        """What `balance_experts` will go by, in the order of `expert_loads`: to be added to, in place, whole numbers.
+
+        Of several ranks that train one batch, each has counted its part.
+        """
+        return [self._loads[name] for name in self._moes() if name in self._loads]
+
     def balance_experts(self) -> None:
         """Move the bias of every expert once, by its load, and begin to count anew: after each optimiser step."""
         for name, moe in self._moes().items():

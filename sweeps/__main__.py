@@ -8,11 +8,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from hybrid.spec import ConfigError
-from sweeps.commands import EXIT_OK, guarded, look_at_request
+from sweeps import cancel, housekeeping, retry
+from sweeps.commands import EXIT_OK, guarded, look_at_request, submit_request
 from sweeps.compose import as_override
+from sweeps.curves import SPIKE_RULE, curves, curves_json, curves_text
 from sweeps.progress import say
-from sweeps.status import cells_text, choose_requests, diff_text, logs_text, requests_text, show_text
+from sweeps.status import choose_requests, diff_text, logs_text, look, requests_text, show_text, status_text
 from sweeps.store import Store
+from sweeps.watch import EVERY_S, watch
 
 _EPILOG = """examples:
   python -m sweeps plan +sweep=table4               what it would cost and could show, before anything is spent
@@ -20,12 +23,20 @@ _EPILOG = """examples:
   python -m sweeps preflight +sweep=demo            three steps of every shape here, to know memory and time
   python -m sweeps status                           every request, one line each
   python -m sweeps status demo                      every cell of the newest request named demo
+  python -m sweeps status demo --watch              the same again and again, until nothing is queued or running
+  python -m sweeps curves demo --against Llama      training losses of its rows at equal tokens
   python -m sweeps show 3f2a                        one run in full; the first digits of its id do
   python -m sweeps diff 3f2a 91bc                   where two runs differ
+  python -m sweeps retry demo --class oom           try again what failed of a request
+  python -m sweeps cancel demo                      stop what is queued or runs of a request
   python -m sweeps logs 3f2a                        what its attempts logged
+  python -m sweeps note 3f2a "spikes at 400"        notes; tag and pin likewise
+  python -m sweeps gc                               what could be removed, and why
+  python -m sweeps export demo demo.tar.gz          for python -m sweeps import on another machine
 
-Sweeps are started with Hydra, from the same words:
-  python run.py -m +sweep=demo                      run what is missing
+Sweeps are started with Hydra, from the same words, or with submit:
+  python run.py -m +sweep=demo                      run what is missing, here
+  python run.py -m +sweep=demo hydra/launcher=slurm      on a cluster: python -m sweeps submit +sweep=demo --on slurm
 """
 
 _PLAN = """What a request would cost and what its results could show, worked out before anything is spent: the same as
@@ -45,8 +56,23 @@ _PREFLIGHT = """Three steps of every distinct shape of a request, on the device 
 speed before its runs are queued: the same as python run.py -m ARGUMENTS mode=preflight. What is known is not measured
 again."""
 
+_SUBMIT = """Run what is missing of a request: the same as python run.py -m ARGUMENTS hydra/launcher=LAUNCHER. On Slurm,
+jobs are submitted and the command returns; what is queued, running or done is left alone, so giving it again, or with
+more rows, adds what is new and what has failed."""
+
+_SUBMIT_EPILOG = """examples:
+  python -m sweeps submit +sweep=table2 --on slurm hydra.launcher.partition=gpu hydra.launcher.time=1-0
+  python -m sweeps submit +sweep=demo --on slurm hydra.launcher.runs_per_gpu=8 hydra.launcher.throttle=4 --wait
+  python -m sweeps submit +sweep=demo --on local hydra.launcher.workers=2
+
+The launcher's settings, and what they are unless given, are in conf/hydra/launcher/.
+"""
+
+_CURVES = f"""Training losses of a request's rows, of live and finished runs alike, seeds averaged with their standard
+deviation, and their differences in nats from a baseline's at equal tokens. {SPIKE_RULE}"""
+
 _DEFAULT_STORE = Path(os.environ.get("HYBRID_STORE", "store"))
-_OF_REQUESTS = ("plan", "preflight")
+_OF_REQUESTS = ("plan", "preflight", "submit")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -75,12 +101,39 @@ def parser() -> argparse.ArgumentParser:
     preflight = commands.add_parser(
         "preflight", parents=[common], help="three steps of every shape of a request", description=_PREFLIGHT
     )
+    submit = commands.add_parser(
+        "submit",
+        parents=[common],
+        help="run what is missing of a request, on a cluster or here",
+        description=_SUBMIT,
+        epilog=_SUBMIT_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    submit.add_argument(
+        "--on", choices=("slurm", "local"), metavar="LAUNCHER", help="slurm or local (default: conf/config.yaml's)"
+    )
+    submit.add_argument("--wait", action="store_true", help="return when all runs have ended (exec.wait=true)")
+    submit.add_argument("--yes", action="store_true", help="start beyond the plan's limits (plan.yes=true)")
+    submit.add_argument("overrides", nargs="*", metavar="ARGUMENT", help="+sweep=NAME and settings, as for run.py")
     for command in (plan, preflight):
         command.add_argument("--json", action="store_true", help="a JSON list, in full precision (plan.format=json)")
         overrides = "+sweep=NAME and settings, as for run.py"
         command.add_argument("overrides", nargs="*", metavar="ARGUMENT", help=overrides)
     status = commands.add_parser("status", parents=[common], help="requests, or the cells of one")
     status.add_argument("request", nargs="?", help="a sweep's name; without it, every request")
+    status.add_argument(
+        "--watch", nargs="?", type=float, const=EVERY_S, metavar="SECONDS", help="again every so often, while it lasts"
+    )
+    status.add_argument("--json", action="store_true", help="one JSON object, in full precision")
+    curves = commands.add_parser(
+        "curves",
+        parents=[common],
+        help="training losses of a request's rows at equal tokens",
+        description=_CURVES,
+    )
+    curves.add_argument("request", help="a sweep's name")
+    curves.add_argument("--against", metavar="ROW", help="the row to compare with (default: the first)")
+    curves.add_argument("--json", action="store_true", help="one JSON object, in full precision")
     show = commands.add_parser("show", parents=[common], help="one run in full")
     show.add_argument("run", help="a run id or a trunk's, or its first digits")
     diff = commands.add_parser("diff", parents=[common], help="where two runs differ")
@@ -89,6 +142,9 @@ def parser() -> argparse.ArgumentParser:
     logs = commands.add_parser("logs", parents=[common], help="what a run's attempts logged")
     logs.add_argument("run", help="a run id or a trunk's, or its first digits")
     logs.add_argument("--attempt", type=int, metavar="N", help="only this attempt")
+    retry.add_parser(commands, common)
+    cancel.add_parser(commands, common)
+    housekeeping.add_parsers(commands, common)
     return top
 
 
@@ -99,12 +155,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     def command() -> int:
         store = Store(options.store)
         store.check_format()
+        if options.command == "submit":
+            return submit_request(_overrides(options), options.on)
         if options.command in _OF_REQUESTS:  # a store that is not there yet is an empty one
             return look_at_request(_overrides(options))
-        if options.store != _DEFAULT_STORE and not options.store.is_dir():
+        if options.store != _DEFAULT_STORE and options.command != "import" and not options.store.is_dir():
             raise ConfigError(f"--store {options.store}: there is no such directory")
         for problem in store.damaged_requests():
             say(f"warning: {problem}")
+        if options.command == "retry":
+            return retry.retry(store, options)
+        if options.command == "cancel":
+            return cancel.cancel(store, options)
+        if options.command in housekeeping.COMMANDS:
+            return housekeeping.answer(store, options)
+        if options.command == "status" and options.watch is not None:
+            return _watch(store, options)
         print(_answer(store, options))
         return EXIT_OK
 
@@ -114,7 +180,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _read(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The options; overrides may stand before, between and after flags."""
     top = parser()
-    options, rest = top.parse_known_args(arguments)
+    options, rest = top.parse_known_args(housekeeping.protected(sys.argv[1:] if arguments is None else arguments))
     unknown = [text for text in rest if options.command not in _OF_REQUESTS or text.startswith("-")]
     if unknown:
         top.error(f"unrecognized arguments: {' '.join(unknown)}")
@@ -125,23 +191,32 @@ def _read(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def _overrides(options: argparse.Namespace) -> list[str]:
     """What the flags say, as the settings that they stand for. Raises ConfigError where an override says it again."""
-    said = {"mode": f"python -m sweeps {options.command}"}
+    settings: dict[str, tuple[str, str]] = {}
+    if options.command != "submit":
+        settings["mode"] = (options.command, f"python -m sweeps {options.command}")
     if options.store != _DEFAULT_STORE:
-        said["store.root"] = "--store"
-    said |= {"plan.format": "--json"} if options.json else {}
-    if options.command == "plan":
-        said |= {"plan.yes": "--yes"} if options.yes else {}
+        settings["store.root"] = (str(options.store), "--store")
+    flags = {"json": ("plan.format", "json"), "yes": ("plan.yes", "true"), "wait": ("exec.wait", "true")}
+    settings |= {key: (value, f"--{name}") for name, (key, value) in flags.items() if getattr(options, name, False)}
     keys = {text: text.lstrip("+").partition("=")[0] for text in options.overrides}
-    problems = [f"{text}: {said[key]} says it already" for text, key in keys.items() if key in said]
+    problems = [f"{text}: {settings[key][1]} says it already" for text, key in keys.items() if key in settings]
     if problems:
         raise ConfigError(problems)
-    overrides = [*options.overrides, f"mode={options.command}"]
-    if options.store != _DEFAULT_STORE:
-        overrides.append(as_override("store.root", str(options.store)))
-    overrides += ["plan.format=json"] if options.json else []
-    if options.command == "plan":
-        overrides += ["plan.yes=true"] if options.yes else []
-    return overrides
+    path = as_override("store.root", str(options.store))
+    return [*options.overrides, *(path if k == "store.root" else f"{k}={v}" for k, (v, _) in settings.items())]
+
+
+def _watch(store: Store, options: argparse.Namespace) -> int:
+    """Raises ConfigError for what cannot be watched."""
+    problems = ["--watch: expected a request's name"] if options.request is None else []
+    problems += ["--watch, --json: expected one of them"] if options.json else []
+    if not options.watch > 0:
+        problems.append(f"--watch {options.watch:g}: expected seconds above 0")
+    if problems:
+        raise ConfigError(problems)
+    choose_requests(store, options.request)
+    watch(lambda: look(store, choose_requests(store, options.request)[-1]), options.watch)
+    return EXIT_OK
 
 
 def _answer(store: Store, options: argparse.Namespace) -> str:
@@ -149,9 +224,10 @@ def _answer(store: Store, options: argparse.Namespace) -> str:
         case "status" if options.request is None:
             return requests_text(store, choose_requests(store, None))
         case "status":
-            requests = choose_requests(store, options.request)
-            text = cells_text(store, requests[-1])
-            return text if len(requests) == 1 else f"{requests_text(store, requests)}\n\nthe newest:\n{text}"
+            return status_text(store, choose_requests(store, options.request), as_json=options.json)
+        case "curves":
+            found, baseline = curves(store, choose_requests(store, options.request)[-1], options.against)
+            return curves_json(found, baseline) if options.json else curves_text(found, baseline)
         case "show":
             return show_text(store, store.find(options.run))
         case "diff":

@@ -24,7 +24,7 @@ from sweeps.compose import Composer
 from sweeps.evidence import chosen_rows, evidence, rows_of
 from sweeps.guards import check_limits, limits_text
 from sweeps.identity import run_id
-from sweeps.launch import End, EndStatus, Launcher
+from sweeps.launch import Asked, End, EndStatus, Launcher
 from sweeps.outcome import outcome_text
 from sweeps.plan import Plan, make_plan
 from sweeps.plan_json import as_json
@@ -32,7 +32,9 @@ from sweeps.plan_settings import PlanSettings, read_plan_settings
 from sweeps.plan_text import as_text
 from sweeps.preflight import preflight
 from sweeps.progress import say
+from sweeps.standing import Standings
 from sweeps.store import Cell, Store, StoreError, is_final
+from sweeps.submissions import Submissions
 from sweeps.tune import Choices, choose
 from sweeps.worker import GenerateConfig, evaluate_one, explain_failure, generate_one
 
@@ -42,6 +44,8 @@ EXIT_OK = 0
 EXIT_SOME_FAILED = 1
 EXIT_MISTAKE = 2
 EXIT_INTERRUPTED = 130
+
+_LISTED = 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +68,7 @@ class Surroundings:
     plan: PlanSettings
     generation: GenerateConfig
     store: Store
+    wait: bool
 
 
 def open_store(config: Mapping[str, Any]) -> Store:
@@ -141,7 +146,9 @@ def run_request(arguments: Sequence[str], launcher: Launcher) -> int:
     launcher.check()
     expansion = _expansion(arguments)
     around = _surroundings(expansion.config)
-    return _run(expansion, around, launcher) if around.mode == "run" else _look(expansion, around)
+    if around.mode == "run":
+        return _run(expansion, around, launcher)
+    return _look(expansion, around, launcher)
 
 
 def look_at_request(arguments: Sequence[str]) -> int:
@@ -149,16 +156,50 @@ def look_at_request(arguments: Sequence[str]) -> int:
 
     Hydra's own settings, such as the launcher's, are checked and then of no consequence.
     """
-    of_hydra = [text for text in arguments if re.split(r"[./=@]", text.lstrip("+~"))[0] == "hydra"]
-    if any("." not in text and "/" not in text for text in of_hydra):
-        raise ConfigError(f"{of_hydra[0]}: expected one of its settings, such as hydra.launcher.workers=4")
+    of_hydra, arguments = _apart(arguments)
     if of_hydra:
         with Composer() as composer:
             composer.compose(of_hydra)
-    expansion = _expansion([text for text in arguments if text not in of_hydra])
+    expansion = _expansion(arguments)
     around = _surroundings(expansion.config)
     assert around.mode != "run"
     return _look(expansion, around)
+
+
+def submit_request(arguments: Sequence[str], on: str | None) -> int:
+    """`python -m sweeps submit ARGUMENTS --on LAUNCHER`: what `run_request` does with that launcher."""
+    of_hydra, arguments = _apart(arguments)
+    if on is not None:
+        again = [text for text in of_hydra if text.startswith("hydra/launcher=")]
+        if again:
+            raise ConfigError(f"{again[0]}: --on says it already")
+        of_hydra.append(f"hydra/launcher={on}")
+    return run_request(arguments, launcher_of(of_hydra))
+
+
+def launcher_of(of_hydra: Sequence[str]) -> Launcher:
+    """The launcher that Hydra's own settings choose, as the plugins would make it. Raises ConfigError."""
+    with Composer() as composer:
+        choice, settings = composer.launcher(of_hydra)
+    match choice:
+        case "local":
+            from sweeps.launch.local import LocalProcesses
+
+            return LocalProcesses(**settings)
+        case "slurm":
+            from sweeps.launch.slurm import SlurmJobs
+
+            return SlurmJobs(settings)
+        case _:
+            raise ConfigError(f"hydra/launcher = {choice}: expected local or slurm")
+
+
+def _apart(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Hydra's own settings, and the others."""
+    of_hydra = [text for text in arguments if re.split(r"[./=@]", text.lstrip("+~"))[0] == "hydra"]
+    if any("." not in text and "/" not in text for text in of_hydra):
+        raise ConfigError(f"{of_hydra[0]}: expected one of its settings, such as hydra.launcher.workers=4")
+    return of_hydra, [text for text in arguments if text not in of_hydra]
 
 
 def _expansion(arguments: Sequence[str]) -> Expansion:
@@ -166,18 +207,23 @@ def _expansion(arguments: Sequence[str]) -> Expansion:
         return expand(arguments, composer, stdlib_fingerprint=_fingerprint)
 
 
-def _look(expansion: Expansion, around: Surroundings) -> int:
+def _look(expansion: Expansion, around: Surroundings, launcher: Launcher | None = None) -> int:
     choices = choose(expansion.request, around.store)
     settled = expansion.settled(choices)
     if around.mode == "plan":
-        plan = replace(make_plan(settled.runs, around.store, around.plan), warnings=tuple(choices.warnings))
+        plan = replace(_plan_of(settled.runs, around), warnings=tuple(choices.warnings))
         return _print_plan(plan, around, _title(expansion), expansion.request.report.get("metric"))
     if around.mode == "preflight":
         return _of_cells(settled.runs, around)
     for cell in settled.request.cells:
         if cell.run_id is None:
             say(f"error: {cell.name}: expected a cell that is tuned: its tuning runs come first")
-    code = _of_cells([run for run in settled.runs if not run.is_tuning and not run.is_untuned], around)
+    runs = [run for run in settled.runs if not run.is_tuning and not run.is_untuned]
+    ends = None
+    if launcher is not None and around.mode == "eval":
+        asked = Asked(sweep=expansion.request.sweep, overrides=expansion.request.overrides)
+        ends = launcher.evaluate(runs, around.store, asked)
+    code = _of_cells(runs, around) if ends is None else _report_evaluations(ends)
     return max(code, EXIT_OK if choices.are_made else EXIT_SOME_FAILED)
 
 
@@ -195,7 +241,7 @@ def _run(expansion: Expansion, around: Surroundings, launcher: Launcher) -> int:
     store = around.store
     _check_trainable(expansion.runs)
     choices = choose(expansion.request, store)
-    plan = make_plan(expansion.settled(choices).runs, store, around.plan)
+    plan = _plan_of(expansion.settled(choices).runs, around)
     chosen_rows(rows_of(plan), around.plan)
     check_limits(plan, around.plan)
     store.prepare()
@@ -204,28 +250,54 @@ def _run(expansion: Expansion, around: Surroundings, launcher: Launcher) -> int:
     queue = sorted((cell.run for cell in plan.startable), key=_seed_order(expansion))
     if queue:
         say("")
-    ends = launcher.launch(queue, store)
+    asked = _asked(expansion.request.sweep, expansion.request.overrides, plan, around)
+    ends = launcher.launch(queue, store, asked)
     as_planned = plan
-    if expansion.request.tuning and not _is_interrupted(ends):
+    submitted = [end for end in ends if end.status == "submitted"]
+    if expansion.request.tuning and not submitted and not _is_interrupted(ends):
         made, choices = choices.made, choose(expansion.request, store)
-        plan = make_plan(expansion.settled(choices).runs, store, around.plan)
+        plan = _plan_of(expansion.settled(choices).runs, around)
         waited = {cell.run.cell.name for cell in as_planned.cells if cell.run.is_untuned}
         tuned = {cell.run.cell.name: cell for cell in plan.startable if cell.run.cell.name in waited}
         as_planned = replace(plan, cells=tuple(tuned.get(cell.run.cell.name, cell) for cell in as_planned.cells))
         for line in choices.made:
             if line not in made:
                 say(line)
-        ends += launcher.launch(sorted((cell.run for cell in tuned.values()), key=_seed_order(expansion)), store)
+        queue = sorted((cell.run for cell in tuned.values()), key=_seed_order(expansion))
+        ends += launcher.launch(
+            queue, store, _asked(expansion.request.sweep, expansion.request.overrides, plan, around)
+        )
     known = {end.cell.run_id for end in ends}
     damaged = [cell.run for cell in plan.cells if cell.status == "damaged" and cell.run.run_id not in known]
     ends += [End(cell=run, status="failed", message=_damage(store, run)) for run in damaged]
     code, finished = _report_ends(ends, plan)
-    if code != EXIT_INTERRUPTED:
+    if submitted and not choices.are_made:
+        untuned = sum(cell.run.is_untuned for cell in plan.cells)
+        say(f"{untuned} cells wait for their tuning runs: give the same command again when these are done")
+    elif code != EXIT_INTERRUPTED:
         code = max(code, _report_choices(choices))
     _report_outcome(ends, as_planned, store)
     cells = sum(not cell.run.is_tuning for cell in plan.cells)
-    say(f"\n{finished} of {cells} cells finished; request: {path}\ntable: {_table_command(expansion, store)}")
+    say(f"\n{finished} of {cells} cells finished; request: {path}")
+    if submitted:
+        say(f"progress: {_status_command(expansion, store)}")
+    say(f"table: {_table_command(expansion, store)}")
     return code
+
+
+def _plan_of(runs: Sequence[CellRun], around: Surroundings) -> Plan:
+    """The plan, with what the scheduler knows of runs that were ever submitted to it."""
+    if not Submissions(around.store).last():
+        return make_plan(runs, around.store, around.plan)
+    standings = Standings(around.store)
+    return make_plan(runs, around.store, around.plan, lambda run_id: standings.of(run_id).status)
+
+
+def _asked(sweep: str, overrides: Sequence[str], plan: Plan, around: Surroundings) -> Asked:
+    """What a launcher is told beside the cells."""
+    hours = {cell.run.run_id: cell.hours(cell.own_steps) for cell in plan.startable}
+    known = {run_id: hour for run_id, hour in hours.items() if hour is not None}
+    return Asked(sweep=sweep, overrides=tuple(overrides), predicted_hours=known, wait=around.wait)
 
 
 def _is_interrupted(ends: Sequence[End]) -> bool:
@@ -253,7 +325,7 @@ def run_single(config: Mapping[str, Any], arguments: Sequence[str], launcher: La
     title = f"run {cell.run_id}"
     if around.mode not in ("run", "plan"):
         return _of_cells([run], around)
-    plan = make_plan([run], store, around.plan)
+    plan = _plan_of([run], around)
     if around.mode == "plan":
         return _print_plan(plan, around, title, None)
     _check_trainable([run])
@@ -263,10 +335,10 @@ def run_single(config: Mapping[str, Any], arguments: Sequence[str], launcher: La
     if plan.cells[0].status == "damaged":
         raise StoreError(_damage(store, run))
     say(as_text(plan, around.plan, title=title, brief=True))
-    ends = launcher.launch([planned.run for planned in plan.startable], store)
-    code, _ = _report_ends(ends, plan)
+    ends = launcher.launch([planned.run for planned in plan.startable], store, _asked(UNNAMED, arguments, plan, around))
+    code, finished = _report_ends(ends, plan)
     _report_outcome(ends, plan, store)
-    if code == EXIT_OK:
+    if finished:
         _print_result(store, run)
     return code
 
@@ -292,9 +364,10 @@ def _surroundings(config: Mapping[str, Any]) -> Surroundings:
     generation = keep(lambda: _generation(config["generate"]))
     plan = keep(lambda: read_plan_settings(config["plan"]))
     store = keep(lambda: open_store(config))
-    if problems or generation is None or plan is None or store is None:
+    wait = keep(lambda: decode(bool, config["exec"]["wait"], "exec.wait"))
+    if problems or generation is None or plan is None or store is None or wait is None:
         raise ConfigError(problems)
-    return Surroundings(mode=cast(Mode, mode), plan=plan, generation=generation, store=store)
+    return Surroundings(mode=cast(Mode, mode), plan=plan, generation=generation, store=store, wait=wait)
 
 
 def _generation(config: Mapping[str, Any]) -> GenerateConfig:
@@ -358,6 +431,7 @@ def _report_ends(ends: Sequence[End], plan: Plan) -> tuple[int, int]:
     by_run = {end.cell.run_id: end for end in ends}
     bad: list[EndStatus] = []
     unfinished = 0
+    at_work = [end for end in ends if end.status == "submitted"]
     for planned in plan.cells:
         cell, end = planned.run.cell, by_run.get(planned.run.run_id)
         good = is_final(planned.status) if end is None else end.status in ("done", "diverged")
@@ -366,9 +440,14 @@ def _report_ends(ends: Sequence[End], plan: Plan) -> tuple[int, int]:
             continue
         if end.status == "diverged":
             say(f"diverged (recorded as a result): {cell.name} {cell.run_id}")
+        elif end.status == "submitted":
+            if len(at_work) <= _LISTED:
+                say(f"{cell.name} {cell.run_id}: {end.message}")
         elif end.status != "done":
             bad.append(end.status)
             say(f"{end.status}: {cell.name} {cell.run_id}: {end.message}")
+    if at_work:
+        say(f"{len(at_work)} runs are with the scheduler")
     only_interrupted = all(status == "interrupted" for status in bad)
     code = EXIT_OK if not bad else EXIT_INTERRUPTED if only_interrupted else EXIT_SOME_FAILED
     return code, sum(not cell.run.is_tuning for cell in plan.cells) - unfinished
@@ -388,6 +467,12 @@ def _table_command(expansion: Expansion, store: Store) -> str:
     root = [] if expansion.config["store"]["root"] is None else ["--store", str(store.root)]
     name = request.sweep if request.sweep != UNNAMED else "latest"
     return shlex.join(["python", "-m", "analysis", "tables", name, *(overrides if name != "latest" else []), *root])
+
+
+def _status_command(expansion: Expansion, store: Store) -> str:
+    """The command that says where the request's runs are, as it can be pasted."""
+    root = [] if expansion.config["store"]["root"] is None else ["--store", str(store.root)]
+    return shlex.join(["python", "-m", "sweeps", "status", expansion.request.sweep, *root])
 
 
 def _print_result(store: Store, run: CellRun) -> None:
@@ -424,6 +509,16 @@ def _evaluate(runs: Sequence[CellRun], store: Store) -> int:
             continue
         for record in records:
             print(f"{run.cell.name} {run.cell.run_id}: {_metrics_text(record['metrics'])}")
+    return EXIT_SOME_FAILED if failed else EXIT_OK
+
+
+def _report_evaluations(ends: Sequence[End]) -> int:
+    """Say what becomes of evaluations elsewhere; gives the exit code."""
+    failed = [end for end in ends if end.status == "failed"]
+    for end in failed:
+        say(f"error: {end.cell.cell.name}: {end.message}")
+    counts = {status: sum(end.status == status for end in ends) for status in ("submitted", "done")}
+    say(f"{counts['submitted']} evaluations submitted, {counts['done']} were there already")
     return EXIT_SOME_FAILED if failed else EXIT_OK
 
 

@@ -139,6 +139,22 @@ class Composer:
             self._composed[overrides] = self._by_hydra(overrides) if merged is None else (merged, False)
         return self._composed[overrides]
 
+    def launcher(self, overrides: Sequence[str]) -> tuple[str, dict[str, Any]]:
+        """Which launcher these overrides of Hydra's own settings choose, and its settings. Raises ConfigError."""
+        from hydra import compose
+        from hydra.errors import HydraException
+        from omegaconf import OmegaConf
+        from omegaconf.errors import OmegaConfBaseException
+
+        try:
+            hydra = compose(self._config_name, overrides=list(overrides), return_hydra_config=True).hydra
+            settings = OmegaConf.to_container(hydra.launcher, resolve=True)
+        except (HydraException, OmegaConfBaseException) as error:
+            raise ConfigError(explain(error)) from error
+        assert isinstance(settings, dict)
+        choice = str(hydra.runtime.choices["hydra/launcher"])
+        return choice, {str(key): value for key, value in settings.items() if key != "_target_"}
+
     def compose_by_hydra(self, overrides: Sequence[str]) -> dict[str, Any]:
         """What Hydra composes, every file of it read by Hydra: what `compose` gives too, but sooner."""
         return self._by_hydra(tuple(overrides))[0]
@@ -246,7 +262,7 @@ def _merged(under: Any, over: Any) -> Any:
     return {**under, **{key: _merged(under[key], value) if key in under else value for key, value in over.items()}}
 
 
-_NEVER_NULL = ("plan", "store", "generate")
+_NEVER_NULL = ("plan", "store", "generate", "notify")
 
 
 def _with(config: Any, path: list[str], value: Any, key: str, problems: list[str]) -> Any:

@@ -6,13 +6,17 @@ from statistics import fmean
 from typing import Any
 
 from sweeps.plan import Plan, PlannedCell, device_unit
+from sweeps.speed import ranks_of
 from sweeps.store import Store, StoreError
 from sweeps.text import hours_text, size_text, table
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Measured:
-    """What the runs of one label turned out to need; None where their records do not say. Hours are a run's."""
+    """What the runs of one label turned out to need; None where their records do not say.
+
+    Hours are of all devices of a run.
+    """
 
     memory_bytes: int | None
     hours: float | None
@@ -63,5 +67,5 @@ def _measured(cells: list[PlannedCell], store: Store) -> _Measured:
         if peak is not None:
             peaks.append(peak)
         if speed:
-            hours.append(cell.spec.train_tokens / speed / 3600)
+            hours.append(ranks_of(cell.run.resolved.execution) * cell.spec.train_tokens / speed / 3600)
     return _Measured(memory_bytes=max(peaks, default=None), hours=fmean(hours) if hours else None)

@@ -4,7 +4,7 @@
 its results could tell apart.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,8 +14,8 @@ from hybrid.memory import Memory, checkpoint_bytes, final_weights_bytes, train_m
 from hybrid.spec import ExecSpec, ModelSpec, RunSpec
 from sweeps.cells import CellRun
 from sweeps.plan_settings import PlanSettings
-from sweeps.speed import PlanDevice, Speed, device_hours, plan_device, speed_of
-from sweeps.store import CellStatus, Store, StoreError, is_final
+from sweeps.speed import PlanDevice, Speed, device_hours, plan_device, ranks_of, speed_of
+from sweeps.store import CellStatus, Status, Store, StoreError, is_final
 from sweeps.trunks import payment, trunk_id, trunk_jobs
 from sweeps.tune import TUNE, UNTUNED
 
@@ -99,7 +99,8 @@ class PlannedCell:
 
     def hours(self, steps: int) -> float | None:
         """Device-hours of so many steps; None where nobody knows the speed."""
-        return device_hours(steps * self.spec.batch_tokens, self.shape.speed)
+        ranks = ranks_of(self.run.resolved.execution)
+        return device_hours(steps * self.spec.batch_tokens, self.shape.speed, ranks)
 
 
 _COMPARED = ("data", "optim", "schedule", "stop", "train_tokens", "batch_tokens", "seq_len", "dtype")
@@ -189,14 +190,20 @@ def _is_unfinished(status: CellStatus) -> bool:
     return not is_final(status) and status != "damaged"
 
 
-def make_plan(runs: Sequence[CellRun], store: Store, settings: PlanSettings) -> Plan:
+def make_plan(
+    runs: Sequence[CellRun], store: Store, settings: PlanSettings, status_of: Callable[[str], Status] | None = None
+) -> Plan:
     """Look every cell up in the store, and work out what it costs; one whose stored spec is not its own counts as
-    damaged."""
+    damaged.
+
+    `status_of` an unfinished run, by its id, is what the store says of it unless somebody knows more.
+    """
+    look = status_of or (lambda run_id: store.attempts(run_id).status())
     costing = _Costing(store, settings)
     first: dict[str, tuple[int, str]] = {}  # by place: two cells may have one name
     cells = []
     for place, run in enumerate(runs):
-        status, loss = _look_up(store, run)
+        status, loss = _look_up(store, run, look)
         first_place, name = first.setdefault(run.run_id, (place, run.cell.name))
         cells.append(costing.cell(run, status, loss, None if first_place == place else name))
     missing = [cell.run for cell in cells if cell.is_missing]
@@ -230,7 +237,7 @@ def _trunks(
     )
 
 
-def _look_up(store: Store, run: CellRun) -> tuple[CellStatus, float | None]:
+def _look_up(store: Store, run: CellRun, look: Callable[[str], Status]) -> tuple[CellStatus, float | None]:
     """The status of a cell's run, and its validation loss where it is done and has one."""
     if run.is_untuned:
         return UNTUNED, None
@@ -241,7 +248,7 @@ def _look_up(store: Store, run: CellRun) -> tuple[CellStatus, float | None]:
     except StoreError:
         return "damaged", None
     if record is None:
-        return store.attempts(run_id).status(), None
+        return look(run_id), None
     if record["status"] != "done":
         return "diverged", None
     loss = record["metrics"].get("val_loss_nats")

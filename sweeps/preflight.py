@@ -30,11 +30,13 @@ from sweeps.speed import (
     measurement_text,
     processor,
     publish_measurement,
+    ranks_of,
     shape_id,
 )
+from sweeps.stopping import StopFlag
 from sweeps.store import Store, describe_os_error
 from sweeps.text import amount, duration, size_text, table
-from sweeps.worker import StopFlag, device_name, explain_failure, made_with, preflight_one
+from sweeps.worker import device_name, explain_failure, made_with, preflight_one
 
 EXIT_OK = 0
 EXIT_SOME_FAILED = 1
@@ -78,6 +80,11 @@ def preflight(runs: Sequence[CellRun], store: Store, *, as_json: bool = False, a
     A table, or a JSON list of its lines in full precision. Raises ConfigError where this machine does not have the
     device or the kernels, before anything is measured.
     """
+    if any(ranks_of(run.resolved.execution) > 1 for run in runs):
+        raise ConfigError(
+            "mode = preflight: expected exec.nodes=1 and exec.gpus_per_node=1: it measures one rank here; several are "
+            "started by hydra/launcher=slurm, and measured by the first run"
+        )
     store.prepare()
     stop = StopFlag()
     with stop.on_signals():

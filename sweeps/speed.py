@@ -73,9 +73,9 @@ class Measured:
 
 @dataclass(frozen=True, kw_only=True)
 class Speed:
-    """Training tokens a second of one device, None where nobody knows; `text` says how it is known.
+    """Training tokens a second of a run's ranks together, None where nobody knows; `text` says how it is known.
 
-    `peak_memory_bytes` is as measured; None where it was not.
+    `peak_memory_bytes` is of one rank, as measured; None where it was not.
     """
 
     tokens_per_s: float | None
@@ -151,11 +151,11 @@ def shape_id(run: RunSpec, execution: ExecSpec) -> str:
     """12 hex digits for what decides the time and memory of a step.
 
     That is the model, the batch, that of validation, the dtype, how many positions of a sequence are scored, and how it
-    is carried out: a `microbatch` of the whole batch is none, and on the CPU `kernels` auto is torch. Not the device,
-    which measurements name, nor the length of the training.
+    is carried out: a `microbatch` of a rank's whole part of the batch is none, and on the CPU `kernels` auto is torch.
+    Not the device, which measurements name, nor the length of the training.
     """
-    microbatch = execution.microbatch
-    whole = microbatch is None or microbatch >= run.batch_size
+    microbatch, ranks = execution.microbatch, ranks_of(execution)
+    whole = microbatch is None or microbatch * ranks >= run.batch_size
     rest = (
         run.seq_len,
         run.batch_tokens,
@@ -167,8 +167,14 @@ def shape_id(run: RunSpec, execution: ExecSpec) -> str:
         "torch" if execution.device == _CPU and execution.kernels == "auto" else execution.kernels,
         execution.activation_checkpointing,
         execution.ssd_chunk,
+        *((execution.nodes, execution.gpus_per_node) if ranks > 1 else ()),
     )
     return _shape_id(run.model, rest)
+
+
+def ranks_of(execution: ExecSpec) -> int:
+    """The devices that train a run together; on the CPU, its processes."""
+    return execution.nodes * execution.gpus_per_node
 
 
 @lru_cache(maxsize=65536)
@@ -206,11 +212,13 @@ def speed_of(store: Store, run: RunSpec, execution: ExecSpec, device: PlanDevice
         text = f"{unmeasured} ({spec.name}'s published peak is for {spec.dtype}, the run is in {run.dtype})"
         return Speed(tokens_per_s=None, peak_memory_bytes=None, source="unknown", text=text)
     full_train_flops_per_token = 3 * full_forward_flops(run.model, run.seq_len) / run.seq_len
+    ranks = ranks_of(execution)
+    several = f"{ranks} times " if ranks > 1 else ""
     return Speed(
-        tokens_per_s=mfu * spec.flops_per_s / full_train_flops_per_token,
+        tokens_per_s=ranks * mfu * spec.flops_per_s / full_train_flops_per_token,
         peak_memory_bytes=None,
         source="mfu",
-        text=f"{100 * mfu:g}% MFU of {spec.name}'s {spec.flops_per_s / 1e12:.0f} TFLOP/s",
+        text=f"{100 * mfu:g}% MFU of {several}{spec.name}'s {spec.flops_per_s / 1e12:.0f} TFLOP/s",
     )
 
 
@@ -222,12 +230,14 @@ def measurement_text(measured: Measured) -> str:
     return f"three steps on {measured.device_name} (preflight)"
 
 
-def device_hours(train_tokens: int, speed: Speed) -> float | None:
-    """Hours of one device for so many tokens of training; None where the speed is unknown.
+def device_hours(train_tokens: int, speed: Speed, ranks: int = 1) -> float | None:
+    """Hours of all devices of a run of so many ranks, added up, for so many tokens of training; None where the speed is unknown.
 
     Starting, validation and checkpoints are not in it.
     """
-    return None if speed.tokens_per_s is None else train_tokens / speed.tokens_per_s / 3600
+    if speed.tokens_per_s is None:
+        return None
+    return ranks * train_tokens / speed.tokens_per_s / 3600
 
 
 def measurement(

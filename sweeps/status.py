@@ -1,16 +1,36 @@
 """What the store says, in words: requests and their cells, one run, two runs side by side, logs."""
 
 import json
+import re
 import textwrap
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from datetime import datetime
 from typing import Any
 
 from hybrid.decode import decode, did_you_mean
 from hybrid.spec import ConfigError, RunSpec
+from sweeps import in_slurm
+from sweeps.notes import NoteBook, notes_of
 from sweeps.speed import prediction_text
-from sweeps.store import FINAL, Attempts, Cell, Request, Status, Store, StoreError, is_final
-from sweeps.text import duration, table
+from sweeps.standing import Standing, Standings
+from sweeps.store import (
+    FINAL,
+    Attempts,
+    Cell,
+    CellStatus,
+    Request,
+    Start,
+    Store,
+    StoreError,
+    is_final,
+    read_json,
+    request_id,
+)
+from sweeps.submissions import ItemKind
+from sweeps.text import amount, duration, hours_text, table
+from sweeps.triage import find_out
 from sweeps.trunks import branch_step, trunk_id
 from sweeps.tune import UNTUNED, choose, settle, status_of
 
@@ -28,16 +48,22 @@ def choose_requests(store: Store, sweep: str | None) -> list[Request]:
     return found
 
 
-def requests_text(store: Store, requests: list[Request]) -> str:
+def requests_text(
+    store: Store, requests: list[Request], standings: Standings | None = None, *, problems: bool = True
+) -> str:
     """One line a request: how many of its cells are where."""
     if not requests:
         return f"{store.root}: no requests yet; try python run.py -m +sweep=demo"
+    standings = standings or Standings(store, tolerant=True)
     rows = []
     for request in requests:
-        counts = Counter(status_of(cell, store) for cell in settle(request, choose(request, store)).cells)
+        counts = Counter(_status(cell, standings) for cell in settle(request, choose(request, store)).cells)
         finished = sum(counts[status] for status in FINAL)
         others = ", ".join(
-            [*(f"{n} {status}" for status, n in counts.items() if status != "done"), *_tuning(store, request)]
+            [
+                *(f"{n} {status}" for status, n in counts.items() if status not in ("done", "queued", "running")),
+                *_tuning(store, request),
+            ]
         )
         rows.append(
             [
@@ -45,10 +71,20 @@ def requests_text(store: Store, requests: list[Request]) -> str:
                 textwrap.shorten(" ".join(request.overrides), 40, placeholder=" ...") or "-",
                 request.created_at[:16],
                 f"{finished}/{len(request.cells)}",
+                str(counts["queued"] or "-"),
+                str(counts["running"] or "-"),
                 others or "-",
             ]
         )
-    return table(["request", "overrides", "first asked", "finished", "not done"], rows)
+    text = table(["request", "overrides", "first asked", "finished", "queued", "running", "not done"], rows)
+    book = NoteBook(store)
+    noted = [line for request in requests for line in _noted(book, request)]
+    below = [*(standings.problems if problems else []), *(noted if problems else [])]
+    return "\n".join([text, *(["", *below] if below else [])])
+
+
+def _status(cell: Cell, standings: Standings) -> CellStatus:
+    return UNTUNED if cell.run_id is None else standings.of(cell.run_id).status
 
 
 def _tuning(store: Store, request: Request) -> list[str]:
@@ -58,25 +94,363 @@ def _tuning(store: Store, request: Request) -> list[str]:
     return [f"tuning {finished}/{len(runs)}"] if finished < len(runs) else []
 
 
-def cells_text(store: Store, request: Request) -> str:
-    """One line a cell, tuning runs first: status, attempt, where it is, how it went, and why the bad ones are bad."""
-    rows, reasons = [], []
+# --- the cells of a request ---------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class CellState:
+    """What became of one cell so far. None where it is not known, or does not apply.
+
+    `left_s` is what the rest takes at the speed of the last line, `limit_s` what its job has left. Hours are those of
+    its devices: `hours` of all its attempts, with what was lost, and `predicted_hours` as it was submitted or recorded.
+    """
+
+    name: str
+    row: str
+    run_id: str | None
+    status: CellStatus
+    attempt: int = 0
+    step: int | None = None
+    steps: int | None = None
+    loss_nats: float | None = None
+    tokens_per_s: float | None = None
+    left_s: float | None = None
+    limit_s: float | None = None
+    node: str = ""
+    owner: str = ""
+    hours: float | None = None
+    predicted_hours: float | None = None
+    device: str = ""
+    job: str = ""
+    submission: int | None = None
+    error_class: str = ""
+    message: str = ""
+    note: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RequestState:
+    """The cells of a request, tuning runs first, and whole sentences on its tuning and on what could not be read."""
+
+    sweep: str
+    cells: tuple[CellState, ...]
+    sentences: tuple[str, ...]
+    problems: tuple[str, ...]
+    noted: tuple[str, ...] = ()
+
+    @property
+    def counts(self) -> Counter[CellStatus]:
+        return Counter(cell.status for cell in self.cells)
+
+    @property
+    def is_active(self) -> bool:
+        """Whether anything is queued or running."""
+        return bool(self.counts["queued"] or self.counts["running"])
+
+
+def look(store: Store, request: Request, standings: Standings | None = None) -> RequestState:
+    """What became of every cell of the request; the scheduler is asked once."""
+    standings = standings or Standings(store, tolerant=True)
     choices = choose(request, store)
+    found: dict[str, CellState] = {}
+    cells = []
     for cell in (*_tuning_cells(request), *settle(request, choices).cells):
         if cell.run_id is None:
-            rows.append([cell.name, "-", UNTUNED, "-", "-", "-", "-"])
+            cells.append(CellState(name=cell.name, row=cell.row, run_id=None, status=UNTUNED))
             continue
-        status = store.status(cell.run_id)
-        number = store.last_attempt(cell.run_id)
-        step, loss, wall = _latest(store, cell.run_id)
-        said = status if is_final(status) or status in ("running", "damaged") else _waiting(store, cell.run_id, status)
-        rows.append([cell.name, cell.run_id, said, str(number) if number else "-", step, loss, wall])
-        error = store.error(cell.run_id, number) if number and status in ("failed", "interrupted") else None
-        if status == "failed" and error:
-            reasons.append(f"{cell.name}: {error.get('class')}: {str(error.get('message')).splitlines()[0]}")
-    text = table(["cell", "run", "status", "attempts", "step", "loss", "time"], rows)
-    reasons += choices.sentences
-    return text + ("\n\n" + "\n".join(reasons) if reasons else "")
+        if cell.run_id not in found:
+            found[cell.run_id] = _cell_state(store, cell.run_id, standings.of(cell.run_id))
+        cells.append(replace(found[cell.run_id], name=cell.name, row=cell.row))
+    return RequestState(
+        sweep=request.sweep,
+        cells=tuple(cells),
+        sentences=tuple(choices.sentences),
+        problems=tuple(standings.problems),
+        noted=tuple(_noted(NoteBook(store), request, cells)),
+    )
+
+
+def _noted(book: NoteBook, request: Request, cells: Sequence[CellState] = ()) -> Iterator[str]:
+    """What people say of the request and of its runs: `sweeps note` has the texts."""
+    said = {request.sweep: book.of(request_id(request)).brief()}
+    said |= {cell.name: book.of(cell.run_id).brief() for cell in cells if cell.run_id is not None}
+    yield from (f"noted of {name}: {brief}" for name, brief in said.items() if brief)
+
+
+def _cell_state(store: Store, run_id: str, standing: Standing) -> CellState:
+    """What became of a run; of its name and row nothing yet."""
+    record, owner, error = standing.record, standing.owner or {}, standing.error or {}
+    attempts, ends = store.attempts(run_id), None
+    job, item = standing.job, standing.item
+    if record is not None:
+        provenance, metrics = record.get("provenance", {}), record["metrics"]
+        last = {**metrics, "step": metrics.get("steps")}
+        steps = metrics.get("steps")
+        execution, who = provenance.get("exec") or {}, provenance
+    else:
+        ends = attempts.ends(standing.attempt) if standing.attempt else (None, None, None)
+        last, steps = ends[2] or _line_before(store, run_id, standing.attempt), None
+        execution, who = owner.get("exec") or {}, owner
+    predicted = None if item is None else item.predicted_hours
+    if predicted is None and record is not None:
+        predicted = _predicted_hours(record)
+    state = CellState(
+        name="",
+        row="",
+        run_id=run_id,
+        status=standing.status,
+        attempt=standing.attempt,
+        step=last.get("step"),
+        steps=steps,
+        loss_nats=last.get("train_loss_nats"),
+        node=((who.get("slurm") or {}).get("node") or who.get("host") or ""),
+        owner=who.get("user") or "",
+        hours=_device_hours(attempts, standing, execution, ends),
+        predicted_hours=predicted,
+        device=str(execution.get("device", "")),
+        job="" if job is None else job.job_id,
+        submission=standing.submission,
+        error_class=str(error.get("class", "")),
+        message=_first_line(error.get("message")),
+        note=standing.note,
+    )
+    if standing.status != "running":
+        return state if is_final(standing.status) else replace(state, note=_waiting(store, run_id, standing))
+    speed, steps, batch_tokens = last.get("tokens_per_s"), *_length(store, run_id)
+    left_s = None
+    if speed and steps is not None and batch_tokens is not None:
+        left_s = (steps - last["step"]) * batch_tokens / speed
+    limit_s = None if job is None else job.time_left_s
+    return replace(state, steps=steps, tokens_per_s=speed, left_s=left_s, limit_s=limit_s)
+
+
+def _first_line(message: object) -> str:
+    return next(iter(str(message or "").splitlines()), "")
+
+
+def _line_before(store: Store, run_id: str, attempt: int) -> dict[str, Any]:
+    """The last line with a training loss of what a newest attempt went on from that has none yet."""
+    lines = store.metrics(run_id) if attempt else []
+    return next((line for line in reversed(lines) if "train_loss_nats" in line), {})
+
+
+def _length(store: Store, run_id: str) -> tuple[int | None, int | None]:
+    """Steps of the run, and tokens of each."""
+    try:
+        spec = store.spec(run_id) or {}
+        return int(spec["train_tokens"]) // int(spec["batch_tokens"]), int(spec["batch_tokens"])
+    except (StoreError, LookupError, TypeError, ValueError, ZeroDivisionError):
+        return None, None
+
+
+def _predicted_hours(record: Mapping[str, Any]) -> float | None:
+    """As the preflight had it."""
+    speed = record.get("provenance", {}).get("preflight_tokens_per_s")
+    tokens = record["metrics"].get("tokens")
+    return tokens / speed / 3600 if speed and tokens else None
+
+
+_Ends = tuple[Start | None, dict[str, Any] | None, dict[str, Any] | None]
+
+
+def _device_hours(
+    attempts: Attempts, standing: Standing, execution: Mapping[str, Any], ends: _Ends | None
+) -> float | None:
+    """Hours of all devices over all attempts, with what they lost; None where nothing was begun."""
+    if standing.attempt == 0 and standing.record is None:
+        return None
+    seconds = [_attempt_s(attempts, number) for number in range(1, standing.attempt)]
+    record = standing.record
+    if record is None:
+        seconds.append(_attempt_s(attempts, standing.attempt, ends))
+    else:
+        provenance = record.get("provenance", {})
+        told = _between(provenance.get("started_at"), provenance.get("finished_at"))
+        seconds.append(record["metrics"].get("wall_s") if told is None else told)
+    known = [s for s in seconds if s is not None]
+    devices = int(execution.get("nodes", 1)) * int(execution.get("gpus_per_node", 1))
+    return sum(known) * devices / 3600 if known else None
+
+
+def _attempt_s(attempts: Attempts, number: int, ends: _Ends | None = None) -> float | None:
+    """How long an attempt took, by what it said itself: when it began and ended, else by its lines."""
+    try:
+        error = read_json(attempts.path(number) / "error.json") or {}
+    except StoreError:
+        error = {}
+    if "at" in error:
+        told = _between((attempts.job(number) or {}).get("started_at"), error["at"])
+        if told is not None:
+            return told
+    start, first, last = ends or attempts.ends(number)
+    if first is None or last is None:
+        return None
+    # The first line tells of all steps since the start; nothing tells of those after the last one.
+    since = first["tokens"] * (first["step"] - (0 if start is None else start.step)) / max(first["step"], 1)
+    speed = first.get("tokens_per_s")
+    return float(last["wall_s"] - first["wall_s"] + (since / speed if speed else 0.0))
+
+
+def _between(began: object, ended: object) -> float | None:
+    """Seconds between two times that one process wrote down."""
+    try:
+        return (datetime.fromisoformat(str(ended)) - datetime.fromisoformat(str(began))).total_seconds()
+    except (ValueError, TypeError):
+        return None
+
+
+# --- as text ------------------------------------------------------------------------------------
+
+_WIDTH = 160
+_NAMES, _REASONS = 6, 20
+_JOB = re.compile(r"\bjob \d+(_\d+)?")
+
+
+def cells_text(store: Store, request: Request) -> str:
+    """One line a cell, tuning runs first: where it is and how it goes; below, why the bad ones are bad."""
+    return state_text(look(store, request))
+
+
+def status_text(store: Store, requests: list[Request], *, as_json: bool) -> str:
+    """The cells of the newest of these requests, and, where there are several, a line for each."""
+    standings = Standings(store, tolerant=True)
+    state = look(store, requests[-1], standings)
+    if as_json:
+        return state_json(state)
+    text = state_text(state)
+    if len(requests) == 1:
+        return text
+    return f"{requests_text(store, requests, standings, problems=False)}\n\nthe newest:\n{text}"
+
+
+def state_text(state: RequestState, *, lines: int | None = None) -> str:
+    """Counts, one line a cell, and why the bad ones are bad; within so many lines, those first that change."""
+    counts = ", ".join(f"{n} {status}" for status, n in _by_order(state.counts))
+    text = [f"{state.sweep}: {len(state.cells)} cells: {counts}", ""]
+    below = [*_reasons(state), *state.sentences, *state.problems, *state.noted]
+    below = ["", *below] if below else []
+    cells: Sequence[CellState] = state.cells
+    if lines is not None:
+        below = below[: max(lines // 3, 3)]
+        room = max(lines - len(text) - len(below) - 3, 1)
+        cells = sorted(cells, key=lambda cell: _ORDER.index(cell.status))
+        if len(cells) > room:
+            below = [f"... and {len(cells) - room} more", *below]
+            cells = cells[:room]
+    return "\n".join([*text, _table(cells), *below])
+
+
+_ORDER: tuple[CellStatus, ...] = (
+    *("running", "failed", "lost", "damaged", "interrupted", "queued"),
+    *("new", "untuned", "diverged", "done"),
+)
+
+
+def _by_order(counts: Mapping[CellStatus, int]) -> list[tuple[CellStatus, int]]:
+    return sorted(counts.items(), key=lambda pair: _ORDER.index(pair[0]))
+
+
+def _table(cells: Sequence[CellState]) -> str:
+    on_gpus = any(cell.device.startswith("cuda") for cell in cells)
+    unit = "GPU-h" if on_gpus else "CPU-h"
+    header = ["cell", "run", "state", "attempt", "step", "loss", "tokens/s", "left", "node", "owner", unit, "planned"]
+    rows = [
+        [
+            cell.name,
+            cell.run_id or "",
+            _said(cell),
+            str(cell.attempt or ""),
+            _step_text(cell),
+            _number(cell.loss_nats),
+            "" if cell.tokens_per_s is None else amount(cell.tokens_per_s),
+            _left_text(cell),
+            cell.node,
+            cell.owner,
+            "" if cell.hours is None else hours_text(cell.hours),
+            "" if cell.predicted_hours is None else hours_text(cell.predicted_hours),
+        ]
+        for cell in cells
+    ]
+    kept = [i for i in range(len(header)) if i < 3 or any(row[i] for row in rows)]
+    return _narrow([header[i] for i in kept], [[row[i] or "-" for i in kept] for row in rows])
+
+
+def _narrow(header: Sequence[str], rows: Sequence[list[str]]) -> str:
+    """A table of at most 160 columns if names of cells and what they wait for can be cut to that."""
+    for column, least in ((2, 12), (0, 24)):
+        text = table(header, rows)
+        excess = max(map(len, text.splitlines())) - _WIDTH
+        if excess <= 0:
+            return text
+        widest = max((len(row[column]) for row in rows), default=0)
+        width = max(widest - excess, least)
+        rows = [[_cut(cell, width) if i == column else cell for i, cell in enumerate(row)] for row in rows]
+    return table(header, rows)
+
+
+def _cut(text: str, width: int) -> str:
+    """Beginning and end, for names differ there."""
+    if len(text) <= width:
+        return text
+    end = (width - 3) // 2
+    return f"{text[: width - 3 - end]}...{text[len(text) - end :]}"
+
+
+def _said(cell: CellState) -> str:
+    """The state, with what it waits for where that is its trunk."""
+    return cell.note if "trunk " in cell.note else cell.status
+
+
+def _step_text(cell: CellState) -> str:
+    if cell.step is None:
+        return ""
+    return str(cell.step) if cell.steps is None or cell.status != "running" else f"{cell.step}/{cell.steps}"
+
+
+def _left_text(cell: CellState) -> str:
+    if cell.left_s is None:
+        return "" if cell.limit_s is None else f"limit {duration(cell.limit_s)}"
+    near = cell.limit_s is not None and cell.limit_s < cell.left_s
+    return duration(cell.left_s) + (f" (limit {duration(cell.limit_s or 0.0)})" if near else "")
+
+
+def _reasons(state: RequestState) -> list[str]:
+    """Why the bad ones are bad, and what others wait for: those with one reason together, whatever their jobs."""
+    reasons: dict[str, dict[str, str]] = {}
+    for cell in state.cells:
+        ended_badly = cell.status in ("failed", "interrupted", "lost", "damaged")
+        parts = [f"{cell.error_class}: {cell.message}"] if ended_badly and cell.error_class else []
+        parts += [cell.note] if cell.note and "trunk " not in cell.note and not _is_usual(cell) else []
+        if parts:
+            reason = "; ".join(parts)
+            reasons.setdefault(_JOB.sub("its job", reason), {})[cell.name] = reason
+    lines = []
+    for reason, of in reasons.items():
+        names = [*of][:_NAMES]
+        more = ", ..." if len(of) > _NAMES else ""
+        lines += [
+            f"{names[0]}: {of[names[0]]}" if len(of) == 1 else f"{len(of)} cells: {reason} ({', '.join(names)}{more})"
+        ]
+    return lines if len(lines) <= _REASONS else [*lines[:_REASONS], f"... and {len(lines) - _REASONS} other reasons"]
+
+
+def _is_usual(cell: CellState) -> bool:
+    """Whether there is nothing to say of a pending job: it waits for its turn."""
+    usual = ("pending", "pending: None", "pending: Priority", "pending: Resources", "pending: JobArrayTaskLimit")
+    return cell.note in usual
+
+
+def state_json(state: RequestState) -> str:
+    """All that `state_text` tells, in full precision."""
+    content = {
+        "sweep": state.sweep,
+        "counts": dict(_by_order(state.counts)),
+        "cells": [asdict(cell) for cell in state.cells],
+        "notes": list(state.sentences),
+        "problems": list(state.problems),
+        "noted": list(state.noted),
+    }
+    return json.dumps(content, indent=1)
 
 
 def _trunk_of(store: Store, run_id: str) -> tuple[str, int] | None:
@@ -89,17 +463,18 @@ def _trunk_of(store: Store, run_id: str) -> tuple[str, int] | None:
     return None if trunk is None or not store.is_trunk(trunk) else (trunk, branch_step(run))
 
 
-def _waiting(store: Store, run_id: str, status: Status) -> str:
-    """The status of a run that is not under way, and how far its trunk is that has yet to reach where the run starts.
+def _waiting(store: Store, run_id: str, standing: Standing) -> str:
+    """What a run that is not under way waits for: how far its trunk is that has yet to reach where the run starts.
 
     A trunk that is done, or has diverged, makes no run wait.
     """
-    found = _trunk_of(store, run_id)
+    status = standing.status
+    found = _trunk_of(store, run_id) if (store.root / "trunks").is_dir() and status != "damaged" else None
     if found is None:
-        return status
+        return standing.note
     trunk, step = found
     if store.checkpoint_step(run_id) > 0 or step in store.trunk_points(trunk):
-        return status
+        return standing.note
     match store.trunk_status(trunk):
         case "running":
             return f"waits for trunk {trunk}: at step {_step_under_way(store, trunk)} of {step}"
@@ -107,14 +482,14 @@ def _waiting(store: Store, run_id: str, status: Status) -> str:
             said = f"trunk {trunk}: {ended} at step {store.trunk_saved_step(trunk, at_most=step)} of {step}"
             return said if status == "new" else f"{status}; {said}"
         case _:
-            return status
+            return standing.note
 
 
 def _step_under_way(store: Store, trunk: str) -> int:
     """Where the trunk's newest attempt has got to, by its lines."""
     attempts = store.trunk_attempts(trunk)
-    start, lines = attempts.metrics(attempts.last())
-    return int(lines[-1]["step"]) if lines else 0 if start is None else start.step
+    start, _, last = attempts.ends(attempts.last())
+    return int(last["step"]) if last is not None else 0 if start is None else start.step
 
 
 def _trunk_text(store: Store, run_id: str) -> list[str]:
@@ -133,38 +508,27 @@ def _trunk_text(store: Store, run_id: str) -> list[str]:
     return [f"trunk {trunk}: {store.trunk_status(trunk)}; points at steps: {points}; {began}"]
 
 
-def _latest(store: Store, run_id: str) -> tuple[str, str, str]:
-    """Step, training loss in nats and wall time of a run: from its record, else from its last metric line."""
-    try:
-        record = store.record(run_id)
-    except StoreError:
-        return "-", "-", "-"
-    if record is not None:
-        metrics = record["metrics"]
-        return str(metrics["steps"]), _number(metrics.get("train_loss_nats")), duration(metrics["wall_s"])
-    lines = [line for line in store.metrics(run_id) if "train_loss_nats" in line]
-    if not lines:
-        return "-", "-", "-"
-    return str(lines[-1]["step"]), _number(lines[-1]["train_loss_nats"]), duration(lines[-1]["wall_s"])
-
-
 def _number(value: object) -> str:
-    return f"{value:.4f}" if isinstance(value, float) else "-"
+    return f"{value:.4f}" if isinstance(value, float) else ""
 
 
 def show_text(store: Store, run_id: str) -> str:
     """Everything about one run: its spec, what it cost and came to, its attempts. Of a trunk likewise."""
     if store.is_trunk(run_id):
         return _show_trunk(store, run_id)
-    parts: dict[str, Any] = {"run_id": run_id, "status": store.status(run_id), "spec": store.spec(run_id)}
+    standings = Standings(store, tolerant=True)
+    status = standings.of(run_id).status
+    parts: dict[str, Any] = {"run_id": run_id, "status": status, "spec": store.spec(run_id)}
     record = store.record(run_id)
     if record is not None:
         parts |= {key: record[key] for key in ("metrics", "cost", "provenance")}
     lines = [f"{key}: {_value(value)}" for key, value in flatten(parts)]
     predicted = None if record is None else prediction_text(record)
     lines += [] if predicted is None else [f"as predicted: {predicted}"]
-    lines += _attempts_text(store.attempts(run_id))
+    lines += _attempts_text(store.attempts(run_id), None if record is None else record.get("attempt"))
+    lines += _submissions_text(standings, run_id)
     lines += _trunk_text(store, run_id)
+    lines += notes_of(store, run_id).lines()
     requests = [
         f"{r.sweep}: {cell.name}" for r in store.requests() for cell in _cells(store, r) if cell.run_id == run_id
     ]
@@ -181,9 +545,11 @@ def _show_trunk(store: Store, trunk: str) -> str:
         [
             *(f"{key}: {_value(value)}" for key, value in flatten(facts)),
             *_attempts_text(attempts),
+            *_submissions_text(Standings(store, tolerant=True), trunk),
             *([] if diverged_at is None else [f"diverged after step {diverged_at}"]),
             f"points at steps: {_listed(store.trunk_points(trunk))}",
             f"checkpoints on the way at steps: {_listed(store.trunk_checkpoints(trunk))}",
+            *notes_of(store, trunk).lines(),
             f"made for the runs: {_listed(run for job in jobs for run in job.get('branches', ()))}",
         ]
     )
@@ -193,13 +559,26 @@ def _listed(items: Iterable[object]) -> str:
     return ", ".join(dict.fromkeys(map(str, items))) or "none"
 
 
-def _attempts_text(attempts: Attempts) -> Iterator[str]:
-    """A line an attempt: who made it, and how it ended."""
+def _attempts_text(attempts: Attempts, recorded: int | None = None) -> Iterator[str]:
+    """A line an attempt: who made it, and how it ended, found out now where it died without a word; `recorded` is the
+    one that came to the run's record."""
     for number in range(1, attempts.last() + 1):
         job, error = attempts.job(number) or {}, attempts.error(number)
+        is_over = error is not None or number < attempts.last() or attempts.status() == "lost"
+        if is_over and number != recorded:
+            error = find_out(attempts, number)
         ending = f"{error['class']}: {error['message']}" if error else "no error"
         where = f"{job.get('host', '?')}, process {job.get('pid', '?')}"
+        if job.get("slurm"):
+            where = f"job {in_slurm.name(job['slurm'])} on {job['slurm'].get('node')}, {where}"
         yield f"attempt {number}: {where}, began {job.get('started_at', '?')}; {ending}"
+
+
+def _submissions_text(standings: Standings, id_: str) -> list[str]:
+    """A line a submission, and what could not be asked."""
+    kinds: dict[ItemKind, str] = {"run": "", "trunk": "", "eval": " (evaluation)"}
+    lines = [f"submission {of.submission}{kinds[of.kind]}: {of.text}" for of in standings.submitted(id_)]
+    return lines + (standings.problems if lines else [])
 
 
 def _tuning_cells(request: Request) -> list[Cell]:
@@ -274,6 +653,30 @@ def logs_text(store: Store, run_id: str, attempt: int | None) -> str:
             texts.append(f"--- attempt {number}\n{path.read_text(errors='replace').rstrip()}")
         except FileNotFoundError:
             texts.append(f"--- attempt {number}: no log")
+    texts += _output_text(store, run_id, attempts, last) if attempt is None else []
     if not texts:
         raise ConfigError(f"{name}: never begun, so it has no log")
     return "\n".join(texts)
+
+
+_OUTPUT_LINES = 200
+
+
+def _output_text(store: Store, id_: str, attempts: Attempts, last: int) -> list[str]:
+    """What the newest task of a run or trunk printed, where it died before it could log; else where that is."""
+    standings = Standings(store, None, tolerant=True)
+    submitted = [of for of in standings.submitted(id_) if of.output is not None]
+    if not submitted:
+        return []
+    newest = submitted[-1]
+    try:
+        assert newest.output is not None
+        printed = newest.output.read_text(errors="replace").rstrip()
+    except OSError:
+        return [f"--- submission {newest.submission} has printed nothing yet ({newest.output})"]
+    began = (attempts.job(last) or {}).get("slurm") or {} if last else {}
+    if began.get("submission") == newest.submission:
+        return [f"--- its task printed, of all that it carries out, {newest.output}"]
+    lines = printed.splitlines()
+    cut = [f"... {len(lines) - _OUTPUT_LINES} lines before"] if len(lines) > _OUTPUT_LINES else []
+    return [f"--- submission {newest.submission}: {newest.output}", *cut, *lines[-_OUTPUT_LINES:]]

@@ -5,6 +5,7 @@
                      attempts/001/job.json      who runs it: host, boot, pid and its start time, how
                                   heartbeat     a counter; unlinked when the attempt ends
                                   metrics.jsonl log.txt error.json
+                                  triage.json   how it ended, where others had to find out (`sweeps.triage`)
                      evals/<hash>/record.json   an evaluation of the finished run
     trunks/ab/<trunk_id>/spec.json              what the runs that share it have in common
                      attempts/001/...           as a run's, and end.json where the attempt came to its end
@@ -13,6 +14,7 @@
     requests/<sweep>/<hash>.json                sweep, overrides and the cells they asked for
     submissions/00000001.json                   what was handed to a scheduler (`sweeps.submissions`)
     snapshots/<digest>/                         the code as it was then (`sweeps.snapshot`)
+    notes/00000001.json                         what people say of runs and requests (`sweeps.notes`)
     speeds/<shape>/<device>-runs-00000001.json  how fast runs of a shape were (`sweeps.speed`); the newest few stay
     format.json                                 the layout's version
 
@@ -29,7 +31,7 @@ import os
 import re
 import socket
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -38,7 +40,7 @@ from typing import Any, Literal, TypeGuard
 
 from hybrid.checkpoint_files import point_steps, saved_steps
 from hybrid.decode import canonical_json, digest
-from hybrid.durable import inherit_group_write, make_dir, sync_dir
+from hybrid.durable import inherit_group_write, let_group_write, make_dir, sync_dir
 from hybrid.spec import ConfigError, RunSpec
 from sweeps.identity import run_id as identify
 
@@ -156,6 +158,7 @@ class Attempts:
         except FileExistsError:
             return None
         inherit_group_write(directory)
+        let_group_write(directory)
         return Attempt(of=self.of, number=after + 1, directory=directory)
 
     def job(self, number: int) -> dict[str, Any] | None:
@@ -166,11 +169,20 @@ class Attempts:
             return None
 
     def error(self, number: int) -> dict[str, Any] | None:
-        """How an attempt ended, if it ended without a result."""
+        """How an attempt ended, if it ended without a result: as it said itself, or as `sweeps.triage` found out."""
         try:
-            return read_json(self.path(number) / "error.json")
+            said = read_json(self.path(number) / "error.json")
         except StoreError:
-            return {"class": "unknown", "message": "error.json is damaged"}
+            said = {"class": "unknown", "message": "error.json is damaged"}
+        try:
+            found = read_json(self.path(number) / "triage.json")
+        except StoreError:
+            found = None
+        if said is None or found is None:
+            return found if said is None else said
+        if found["class"] == said["class"]:
+            return said
+        return {**said, "class": found["class"], "message": f"{found['message']}; it said {said['message']}"}
 
     def ended(self, number: int) -> bool:
         """Whether an attempt has said that it is over, however it went."""
@@ -199,25 +211,75 @@ class Attempts:
         """Where an attempt went on, None at the beginning, and its metric lines. Half a line at the end is left out."""
         start: Start | None = None
         lines: list[dict[str, Any]] = []
-        for line in (_read_text(self.path(number) / "metrics.jsonl") or "").splitlines():
-            try:
-                entry = json.loads(line)
-            except ValueError:
-                continue
-            if not isinstance(entry, dict):
-                continue
-            if "resumed_at_step" in entry:
-                start = Start(step=entry["resumed_at_step"], attempt=entry.get("of_attempt"), trunk=None, wall_s=0.0)
-            elif "branched_at_step" in entry:
-                start = Start(
-                    step=entry["branched_at_step"],
-                    attempt=entry["of_attempt"],
-                    trunk=entry["trunk"],
-                    wall_s=entry["wall_s"],
-                )
-            else:
+        for entry in _entries_of((_read_text(self.path(number) / "metrics.jsonl") or "").splitlines()):
+            found = _start(entry)
+            if found is None:
                 lines.append(entry)
+            else:
+                start = found
         return start, lines
+
+    def ends(self, number: int) -> tuple[Start | None, dict[str, Any] | None, dict[str, Any] | None]:
+        """Where an attempt went on, and its first and last line with a training loss, None where there are none.
+
+        Reads the beginning and the end of the file alone.
+        """
+        try:
+            with open(self.path(number) / "metrics.jsonl", "rb") as file:
+                size, piece = file.seek(0, os.SEEK_END), _PIECE_BYTES
+                file.seek(0)
+                head = file.read(piece if size > 2 * piece else size).decode(errors="replace").splitlines()
+                start, first = None, None
+                for entry in _entries_of(head):
+                    start = _start(entry) or start
+                    if "train_loss_nats" in entry:
+                        first = entry
+                        break
+                if size <= 2 * piece:
+                    return start, first, _with_loss(reversed(head))
+                while True:
+                    file.seek(max(size - piece, 0))
+                    # The first line of a piece is but the end of one.
+                    tail = file.read(piece).decode(errors="replace").splitlines()[0 if piece >= size else 1 :]
+                    last = _with_loss(reversed(tail))
+                    if last is not None or piece >= size:
+                        return start, first or _with_loss(tail), last
+                    piece *= 4
+        except (FileNotFoundError, NotADirectoryError):
+            return None, None, None
+
+
+_PIECE_BYTES = 2048
+
+
+def _with_loss(lines: Iterable[str]) -> dict[str, Any] | None:
+    """The first of these lines that has a training loss."""
+    return next((entry for entry in _entries_of(lines) if "train_loss_nats" in entry), None)
+
+
+def _entries_of(lines: Iterable[str]) -> Iterator[dict[str, Any]]:
+    """What is no whole line is left out."""
+    for line in lines:
+        try:
+            entry = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(entry, dict):
+            yield entry
+
+
+def _start(entry: Mapping[str, Any]) -> Start | None:
+    """Where an attempt went on, if the line says that."""
+    if "resumed_at_step" in entry:
+        return Start(step=entry["resumed_at_step"], attempt=entry.get("of_attempt"), trunk=None, wall_s=0.0)
+    if "branched_at_step" in entry:
+        return Start(
+            step=entry["branched_at_step"],
+            attempt=entry["of_attempt"],
+            trunk=entry["trunk"],
+            wall_s=entry["wall_s"],
+        )
+    return None
 
 
 class Store:
@@ -231,7 +293,7 @@ class Store:
     # --- paths ---
 
     def run_dir(self, run_id: str) -> Path:
-        return self.root / "runs" / run_id[:2] / run_id
+        return self.root.joinpath("runs", run_id[:2], run_id)
 
     def spec_path(self, run_id: str) -> Path:
         return self.run_dir(run_id) / "spec.json"
@@ -293,6 +355,7 @@ class Store:
         self.check_format()
         try:
             make_dir(self.root)
+            let_group_write(self.root)
             publish(self.root / "format.json", json.dumps({"format": FORMAT}) + "\n")
         except OSError as error:
             raise StoreError(
@@ -416,15 +479,23 @@ class Store:
         Attempts are joined: each is cut at the step from which a later one went on. Half a line at the end of a killed
         attempt is left out.
         """
-        attempts = self.attempts(run_id)
-        pieces = [lines for _, lines in self._backwards(attempts, attempts.last())]
+        pieces = [lines for _, lines in self._backwards(self.attempts(run_id), self._telling_attempt(run_id))]
         return [line for lines in reversed(pieces) for line in lines]
 
     def branched_from(self, run_id: str, number: int | None = None) -> Start | None:
-        """Where the run, as its attempt `number` (the newest) has it, left its trunk; None where it did not."""
-        attempts = self.attempts(run_id)
-        starts = [start for start, _ in self._backwards(attempts, attempts.last() if number is None else number)]
+        """Where the run, as its attempt `number` (that of its record, else the newest) has it, left its trunk; None
+        where it did not."""
+        number = self._telling_attempt(run_id) if number is None else number
+        starts = [start for start, _ in self._backwards(self.attempts(run_id), number)]
         return next((start for start in starts if start is not None and start.trunk is not None), None)
+
+    def _telling_attempt(self, run_id: str) -> int:
+        """The attempt whose metrics are the run's: that of its record; later ones may be another store's."""
+        with contextlib.suppress(StoreError):
+            record = self.record(run_id)
+            if record is not None and record.get("attempt") is not None:
+                return int(record["attempt"])
+        return self.last_attempt(run_id)
 
     def _backwards(self, attempts: Attempts, number: int) -> Iterator[tuple[Start | None, list[dict[str, Any]]]]:
         """An attempt's lines with where it went on, then those of the attempt that it went on from, and so on."""
@@ -540,13 +611,12 @@ class Store:
     def publish_request(self, request: Request) -> Path:
         """Write a request down under the hash of what it asks for; asking for the same again keeps the first."""
         content = _without_birth_values(asdict(request))
-        asked = {key: value for key, value in content.items() if key != "created_at"}
-        name = digest(json.dumps(asked, sort_keys=True))
-        path = self.requests_dir(request.sweep) / f"{name}.json"
+        path = self.root / "requests" / f"{request_id(request)}.json"
         make_dir(path.parent)
         if not publish(path, json.dumps({"schema": RECORD_SCHEMA, **content}, sort_keys=True) + "\n"):
             self._request(path)
-            os.utime(path)  # asked for again: the newest now
+            with contextlib.suppress(PermissionError):  # somebody else's, of before files were the group's too
+                os.utime(path)  # asked for again: the newest now
         return path
 
     def requests(self, sweep: str | None = None) -> list[Request]:
@@ -562,6 +632,12 @@ class Store:
             with contextlib.suppress(StoreError):
                 found.append(self._request(Path(entry.path)))
         return found
+
+    def request_files(self) -> list[str]:
+        """The paths of the stored requests, damaged ones too, in order."""
+        directories = _entries(self.root / "requests")
+        entries = [entry for directory in directories for entry in _entries(Path(directory.path))]
+        return sorted(entry.path for entry in entries if entry.name.endswith(".json") and entry.name[0] != ".")
 
     def damaged_requests(self) -> list[str]:
         """What is wrong with each request that cannot be read, and what would do."""
@@ -592,6 +668,13 @@ class Store:
             cells=cells,
             tuning=tuning,
         )
+
+
+def request_id(request: Request) -> str:
+    """What a request is called in its store: `sweep/hash`, the hash of what it asks for."""
+    content = _without_birth_values(asdict(request))
+    asked = {key: value for key, value in content.items() if key != "created_at"}
+    return f"{request.sweep}/{digest(json.dumps(asked, sort_keys=True))}"
 
 
 def _without_birth_values(request: dict[str, Any]) -> dict[str, Any]:

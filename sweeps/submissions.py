@@ -32,7 +32,8 @@ ItemKind = Literal["run", "trunk", "eval"]
 class Item:
     """A run to be trained or evaluated, or a trunk: its id, the name of its (first) cell and that one's row and seed.
 
-    Of a trunk `run_id` is the longest of `branches`, whose spec it is trained with, up to the steps `points`.
+    Of a trunk `run_id` is the longest of `branches`, whose spec it is trained with, up to the steps `points`. A run with
+    a `trunk_id` waits for that trunk, and fails with it.
     """
 
     kind: ItemKind
@@ -54,7 +55,7 @@ class Intent:
     the user. `execution`, an ExecSpec as plain data, holds for every item; `resources` are the launcher's settings as
     they were resolved, for people and for whoever submits again; `snapshot` is the code that its tasks run, None for
     the code as it is by then.
-    `after` are the job ids, `123` or `123_4`, that have to end first. `checkpoints` and `data` are those of the store.
+    `dependency` is sbatch's, empty for none. `checkpoints` and `data` are those of the store.
     """
 
     job_name: str
@@ -68,7 +69,7 @@ class Intent:
     snapshot: str | None
     checkpoints: str
     data: str
-    after: tuple[str, ...] = ()
+    dependency: str = ""
     command: tuple[str, ...] = ()
     notify: Mapping[str, Any] = field(default_factory=dict)
 
@@ -174,7 +175,7 @@ def _decoded(content: Mapping[str, Any], path: Path) -> Intent:
     try:
         given = {key: value for key, value in content.items() if key != "schema"}
         tasks = tuple(tuple(map(_item, items)) for items in given["tasks"])
-        texts = {key: tuple(given[key]) for key in ("overrides", "after", "command")}
+        texts = {key: tuple(given[key]) for key in ("overrides", "command")}
         return Intent(**{**given, **texts, "tasks": tasks})
     except (TypeError, KeyError) as error:
         raise StoreError(f"{path}: damaged ({error}). Nothing was changed") from error

@@ -6,29 +6,39 @@ code too, so that a scheduler's own state is true.
 
 import codecs
 import contextlib
+import getpass
 import json
 import os
 import platform
-import signal
-import subprocess
-import sys
 import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TextIO
 
 from hybrid import outside
 from hybrid.cost import run_cost
-from hybrid.decode import digest, encode
+from hybrid.decode import encode
 from hybrid.evals.spec import EvalSpec, ModuleWeightsEvalSpec, NllEvalSpec, canonical, eval_id
 from hybrid.memory import train_memory
 from hybrid.spec import ConfigError, ExecSpec, IntraSpec, RunSpec, StdlibSpec
+from hybrid.train.place import Place, RankLostError
+from sweeps import in_slurm
 from sweeps.identity import run_id as identify
-from sweeps.speed import Measured, measurements, prediction_text, processor, publish_measurement, shape_id
+from sweeps.provenance import begin as begin_provenance
+from sweeps.provenance import command, package_version, provenance
+from sweeps.speed import (
+    Measured,
+    measurements,
+    prediction_text,
+    processor,
+    publish_measurement,
+    ranks_of,
+    shape_id,
+)
+from sweeps.stopping import StopFlag, Stopped
 from sweeps.store import (
     RECORD_SCHEMA,
     Attempt,
@@ -41,6 +51,7 @@ from sweeps.store import (
     publish,
     this_process,
 )
+from sweeps.triage import classify, find_out
 from sweeps.trunks import TrunkJob, branch_step, first_stretch, missing_points, trunk_description, trunk_id
 
 if TYPE_CHECKING:
@@ -50,28 +61,26 @@ if TYPE_CHECKING:
     from hybrid.model import LanguageModel
     from hybrid.train.checkpoint import Checkpoint
     from hybrid.train.loop import Origin
+    from hybrid.train.parallel import Ranks
 
 EXIT_DONE = 0
 EXIT_FAILED = 1
 EXIT_BUSY = 3
 EXIT_STOPPED = 75  # sysexits.h EX_TEMPFAIL: run the same again and it goes on
 
-ErrorClass = Literal["oom", "timeout", "node_fail", "preempted", "cancelled", "code", "io", "unknown"]
 _POLL_S = 0.2
 _SOURCES = "mixers.json"
-_HYBRID_ROOT = Path(__file__).resolve().parent.parent
 
 
 class Busy(Exception):
     """Another copy of the run, or trunk, is alive; nothing is to be done here."""
 
     def __init__(self, job: Mapping[str, Any] | None, what: str = "run") -> None:
+        self.job = job
         where = f"by {job['host']}, process {job['pid']}" if job else "elsewhere"
+        if job and job.get("slurm") is not None:
+            where = f"by job {in_slurm.name(job['slurm'])} on {job['slurm'].get('node')}"
         super().__init__(f"the {what} is being trained {where}")
-
-
-class Stopped(Exception):
-    """The run was asked to stop, and has saved what it had."""
 
 
 class Progress(Protocol):
@@ -80,18 +89,19 @@ class Progress(Protocol):
     def __call__(self, step: int, total_steps: int, loss_nats: float | None, tokens_per_s: float) -> None: ...
 
 
-def take(store: Store, run_id: str, lease_s: float, stop: "StopFlag") -> Attempt | None:
+def take(store: Store, run_id: str, lease_s: float, stop: StopFlag) -> Attempt | None:
     """Claim the run's next attempt; None where it is finished. Waits out a lease that may be dead.
 
     A lease is dead at once where its process is seen to be gone, else when its counter has stood still for `lease_s`
     (or the owner's own lease, if longer) on this process's monotonic clock. Raises Busy as soon as the counter moves,
-    Stopped when asked to stop.
+    but waits for a copy that this very job left behind when Slurm queued it again: nobody else would train the run.
+    Raises Stopped when asked to stop.
     """
     return _take(store.attempts(run_id), "run", store.record_path(run_id).exists, lease_s, stop)
 
 
 def _take(
-    attempts: Attempts, what: str, finished: Callable[[], bool], lease_s: float, stop: "StopFlag"
+    attempts: Attempts, what: str, finished: Callable[[], bool], lease_s: float, stop: StopFlag
 ) -> Attempt | None:
     """`take`, of a run or of a trunk."""
     while True:
@@ -116,9 +126,10 @@ def _take(
 
 
 def _lease_is_dead(
-    attempts: Attempts, number: int, what: str, finished: Callable[[], bool], lease_s: float, stop: "StopFlag"
+    attempts: Attempts, number: int, what: str, finished: Callable[[], bool], lease_s: float, stop: StopFlag
 ) -> bool:
-    """Watch attempt `number` until it is dead (True) or has ended (False). Raises Busy where it lives."""
+    """Watch attempt `number` until it is dead (True) or has ended (False). Raises Busy where it lives, unless in an
+    earlier life of this job."""
 
     def sign_of_life() -> tuple[str | None, bool]:
         return attempts.heartbeat(number), attempts.job(number) is None
@@ -132,39 +143,14 @@ def _lease_is_dead(
         job = attempts.job(number)
         if job is not None and owner_alive(job) is False:
             return True
-        if sign_of_life() != seen:
-            raise Busy(job, what)
+        sign = sign_of_life()
+        if sign != seen:
+            if job is None or not in_slurm.is_earlier_life(job):
+                raise Busy(job, what)
+            seen, since = sign, time.monotonic()
         if time.monotonic() - since > max(lease_s, float(job["lease_s"]) if job else 0.0):
             return True
         time.sleep(_POLL_S)
-
-
-class StopFlag:
-    """Why the run should stop, if it should: a signal, a lost lease, a launcher that is gone. The first reason
-    stays."""
-
-    def __init__(self) -> None:
-        self.reason: str | None = None
-        self.signals = 0
-
-    def __call__(self, reason: str) -> None:
-        if self.reason is None:
-            self.reason = reason
-
-    @contextlib.contextmanager
-    def on_signals(self) -> Iterator[None]:
-        """TERM, INT, HUP and USR2 ask the run to save and stop while this lasts."""
-        wanted = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR2)
-        before = {number: signal.signal(number, self._signalled) for number in wanted}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
-    def _signalled(self, number: int, _frame: object) -> None:
-        self.signals += 1
-        self(f"signal {signal.Signals(number).name}")
 
 
 _LEASE_LOST = "another copy has taken it over"
@@ -184,12 +170,20 @@ class _Heart(threading.Thread):
         while not self._ended.is_set():
             # A disk that fails for a moment must not kill the run; a lease lost that way is noticed below.
             with contextlib.suppress(OSError):
-                self._path.write_text(f"{count}\n")
+                self._write(f"{count}\n")
             count += 1
             self._ended.wait(self._every_s)
             with contextlib.suppress(OSError):
                 if self._lost():
                     self._stop_flag(_LEASE_LOST)
+
+    def _write(self, text: str) -> None:
+        """In place: on a disk that is full, what is cut off first could not be written again."""
+        handle = os.open(self._path, os.O_WRONLY | os.O_CREAT, 0o666)
+        try:
+            os.pwrite(handle, text.encode(), 0)
+        finally:
+            os.close(handle)
 
     def __enter__(self) -> "_Heart":
         self.start()
@@ -202,13 +196,20 @@ class _Heart(threading.Thread):
             self._path.unlink(missing_ok=True)
 
 
+def check_there(attempt: Attempt) -> None:
+    """Raises StoreError where the attempt's directory is gone: what would be written now, nobody would find."""
+    if not attempt.directory.is_dir():
+        raise StoreError(f"{attempt.directory}: gone: has the store been moved? Moved back, the run goes on")
+
+
 class _Observer:
     """What the training loop reports to: metric lines to the attempt, progress to the launcher."""
 
     def __init__(
         self, attempt: Attempt, lines: TextIO, log: Callable[[str], None], stop: StopFlag, progress: Progress
     ) -> None:
-        self._of, self._lines, self._log, self._stop_flag, self._progress = attempt.of, lines, log, stop, progress
+        self._attempt, self._of = attempt, attempt.of
+        self._lines, self._log, self._stop_flag, self._progress = lines, log, stop, progress
         self._total_steps = self._start_step = 0
         self.own_steps, self.tokens_per_s = 0, 0.0  # of this attempt
 
@@ -235,6 +236,7 @@ class _Observer:
         self._progress(step, self._total_steps, loss, tokens_per_s)
 
     def sync(self) -> None:
+        check_there(self._attempt)
         os.fsync(self._lines.fileno())
 
     def _write(self, line: Mapping[str, Any]) -> None:
@@ -243,47 +245,85 @@ class _Observer:
 
 
 def run_one(
-    store: Store, run: RunSpec, execution: ExecSpec, *, stop: StopFlag, progress: Progress, own_process: bool = False
+    store: Store,
+    run: RunSpec,
+    execution: ExecSpec,
+    *,
+    stop: StopFlag,
+    progress: Progress,
+    own_process: bool = False,
+    submission: int | None = None,
+    ranks: "Ranks | None" = None,
 ) -> str:
     """Train the run, unless it is finished, and record it; gives its status, "done" or "diverged".
 
-    In a process of its own, all that it prints goes to the attempt's log. Raises Busy where another copy is alive or
-    has taken the run over, Stopped after saving when asked to stop, and whatever went wrong, after recording it in
-    the attempt.
+    In a process of its own, all that it prints goes to the attempt's log. `submission` is that of a scheduler's job,
+    which it is part of. Raises Busy where another copy is alive or has taken the run over, Stopped after saving when
+    asked to stop, and whatever went wrong, after recording it in the attempt.
+
+    Of several `ranks` all call this. The first claims the attempt and records, and it ends alike on all.
     """
+    if ranks is not None and not ranks.is_first:
+        return follow(ranks, "run", lambda told: _follow_run(store, run, execution, told, stop, ranks))
+    return lead(ranks, lambda: _run_one(store, run, execution, stop, progress, own_process, submission, ranks))
+
+
+def _run_one(
+    store: Store,
+    run: RunSpec,
+    execution: ExecSpec,
+    stop: StopFlag,
+    progress: Progress,
+    own_process: bool,
+    submission: int | None,
+    ranks: "Ranks | None",
+) -> str:
     run_id = store.publish_spec(run)
     attempt = take(store, run_id, execution.lease_s, stop)
     if attempt is None:
         return _recorded_status(store, run_id)
-    job = _job(execution)
+    begin_provenance(store)
+    job = _job(execution, submission)
     return _attempt(
+        store.attempts(run_id),
         attempt,
         "run",
         job,
         execution,
         lambda: store.last_attempt(run_id) > attempt.number or store.record_path(run_id).exists(),
-        lambda observer, log: _train(store, run, execution, attempt, observer, log, job, own_process),
+        lambda observer, log: _train(store, run, execution, attempt, observer, log, job, own_process, ranks),
         stop,
         progress,
         own_process,
+        ranks,
     )
 
 
-def _job(execution: ExecSpec) -> dict[str, Any]:
+def _job(execution: ExecSpec, submission: int | None = None) -> dict[str, Any]:
     """Who makes an attempt, and how."""
     return {
         **this_process(),
+        "user": _user(),
+        "slurm": in_slurm.here(submission),
         "lease_s": execution.lease_s,
         "started_at": now(),
-        "command": sys.argv,
+        "command": command(),
         "exec": encode(execution),
     }
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container may not know the user's name
+        return str(os.getuid())
 
 
 _Log = Callable[[str], None]
 
 
 def _attempt(
+    attempts: Attempts,
     attempt: Attempt,
     what: str,
     job: Mapping[str, Any],
@@ -293,8 +333,11 @@ def _attempt(
     stop: StopFlag,
     progress: Progress,
     own_process: bool,
+    ranks: "Ranks | None",
 ) -> str:
     """Do the work with the attempt's lease kept and everything logged; what goes wrong is recorded in the attempt."""
+    if ranks is not None:
+        ranks.when_stuck(lambda lost: _record_failure(attempt, lost, stop))
     try:
         publish(attempt.directory / "job.json", json.dumps(job) + "\n")
         with (
@@ -312,6 +355,7 @@ def _attempt(
                 os.dup2(log_file.fileno(), 1)
                 os.dup2(log_file.fileno(), 2)
             log(f"{what} {attempt.of}, attempt {attempt.number}, process {os.getpid()} on {platform.node()}")
+            _ask_after(attempts, attempt.number - 1)
             try:
                 status = work(_Observer(attempt, lines, log, stop, progress), log)
             except (Busy, Stopped) as ending:
@@ -323,8 +367,14 @@ def _attempt(
             log(f"ends: {status}")
             return status
     except BaseException as error:
-        _record_failure(attempt, error)
+        _record_failure(attempt, error, stop)
         raise
+
+
+def _ask_after(attempts: Attempts, number: int) -> None:
+    """Find out, beside the training, how the attempt before this one died, while the scheduler remembers its job."""
+    if number > 0 and not attempts.ended(number):
+        threading.Thread(target=find_out, args=(attempts, number), daemon=True, name="triage").start()
 
 
 def _recorded_status(store: Store, run_id: str) -> str:
@@ -342,6 +392,7 @@ def _train(
     log: _Log,
     job: Mapping[str, Any],
     own_process: bool,
+    ranks: "Ranks | None",
 ) -> str:
     from hybrid.data import open_data
     from hybrid.train.checkpoint import CheckpointStore, save_final_weights
@@ -358,10 +409,19 @@ def _train(
 
     measuring = _Measuring(store, run, execution, own_process)
     with _interruptions(store.attempts(run_id), "run"):
-        outcome = train(run, execution, data=data, checkpoints=checkpoints, observer=observer, start_from=start_from)
+        outcome = train(
+            run,
+            _begin_together(ranks, run, execution, attempt, log),
+            data=data,
+            checkpoints=checkpoints,
+            observer=observer,
+            start_from=start_from,
+            ranks=ranks,
+        )
     measured = measuring.facts()
     weights = store.weights_path(run_id, attempt.number)
     if outcome.status == "done":
+        check_there(attempt)
         save_final_weights(weights, outcome.model)
     record = {
         "schema": RECORD_SCHEMA,
@@ -371,8 +431,9 @@ def _train(
         "spec": encode(run),
         "cost": asdict(run_cost(run)),
         "metrics": outcome.metrics,
-        "provenance": provenance(run, execution)
-        | {"trunk": _trunk_part(store, attempt), "started_at": job["started_at"], "finished_at": now()}
+        "provenance": provenance(store, run, execution)
+        | {"user": job["user"], "slurm": job["slurm"], "trunk": _trunk_part(store, attempt)}
+        | {"started_at": job["started_at"], "finished_at": now()}
         | measured,
     }
     won = store.publish_record(run_id, record)
@@ -390,6 +451,155 @@ def _train(
     return _recorded_status(store, run_id)
 
 
+# --- several ranks ------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def ranks_here(execution: ExecSpec) -> "Iterator[Ranks | None]":
+    """The ranks that this task of a Slurm step is one of, for `run_one` and `run_trunk`; None in a step of one task.
+
+    Raises ConfigError where they are not as many as `execution` has, RankLostError where they do not come together, or
+    later another one fails.
+    """
+    place = Place.of_slurm()
+    if place is None:
+        yield None
+        return
+    place.check(execution)
+    from hybrid.train.parallel import joined
+
+    with joined(place, place.execution(execution).device) as ranks:
+        yield ranks
+
+
+def lead(ranks: "Ranks | None", work: Callable[[], str]) -> str:
+    """Do the first rank's work. The others, who follow, are told how it ends, so that theirs ends alike.
+
+    What leads to `run_one` or `run_trunk` may be led too, as there may be nothing to train.
+    """
+    if ranks is None:
+        return work()
+    try:
+        status = work()
+    except (Busy, Stopped) as ending:
+        if not ranks.have_parted:
+            facts = {"job": ending.job} if isinstance(ending, Busy) else {"stopped": str(ending), "step": ending.step}
+            ranks.told({"end": None, **facts})
+            ranks.part_ways()
+        raise
+    except BaseException as error:
+        ranks.fail(describe_failure(error))
+        raise
+    if not ranks.have_parted:
+        ranks.told({"end": status})
+        ranks.part_ways()
+    return status
+
+
+def follow(ranks: "Ranks", what: str = "run", work: Callable[[Mapping[str, Any]], object] = lambda _told: None) -> str:
+    """Do another rank's part in every attempt that the first makes, of which `work` is told; ends as that one's does.
+
+    A failure is told to the first, which records it. Raises RankLostError where another rank has failed.
+    """
+    while "end" not in (told := ranks.told()):
+        try:
+            work(told)
+        except BaseException as error:
+            if not isinstance(error, RankLostError):
+                ranks.fail(describe_failure(error))
+            raise
+    ranks.part_ways()
+    if "job" in told:
+        raise Busy(told["job"], what)
+    if "stopped" in told:
+        raise Stopped(told["stopped"], told["step"])
+    return str(told["end"])
+
+
+def _begin_together(
+    ranks: "Ranks | None",
+    run: RunSpec,
+    execution: ExecSpec,
+    attempt: Attempt,
+    log: _Log,
+    points: tuple[int, ...] = (),
+) -> ExecSpec:
+    """Tell the other ranks what is to be trained, now that its data are there; gives how this one does its part."""
+    if ranks is None:
+        return execution
+    log(f"{ranks.world_size} ranks")
+    ranks.told({"attempt": attempt.number, "points": points, "mixers": outside.source_hashes(run.model)})
+    return ranks.execution(execution)
+
+
+def _follow_run(
+    store: Store, run: RunSpec, execution: ExecSpec, told: Mapping[str, Any], stop: StopFlag, ranks: "Ranks"
+) -> None:
+    from hybrid.train.checkpoint import CheckpointStore
+    from hybrid.train.loop import Interrupted, train
+
+    data = _follow_data(store, run, execution, told)
+    run_id = identify(run)
+    checkpoints = CheckpointStore(store.checkpoints_dir(run_id), attempt=told["attempt"], run_id=run_id)
+    with contextlib.suppress(Interrupted):  # the first says why
+        train(
+            run, ranks.execution(execution), data=data, checkpoints=checkpoints, observer=_Follower(stop), ranks=ranks
+        )
+
+
+def _follow_trunk(store: Store, job: TrunkJob, told: Mapping[str, Any], stop: StopFlag, ranks: "Ranks") -> None:
+    from hybrid.train.checkpoint import CheckpointStore
+    from hybrid.train.loop import Interrupted, train_trunk
+
+    data = _follow_data(store, job.run, job.execution, told)
+    trunk = job.trunk_id
+    checkpoints = CheckpointStore(store.trunk_checkpoints_dir(trunk), attempt=told["attempt"], run_id=trunk)
+    with contextlib.suppress(Interrupted):
+        train_trunk(
+            job.run,
+            ranks.execution(job.execution),
+            data=data,
+            checkpoints=checkpoints,
+            observer=_Follower(stop),
+            points=tuple(told["points"]),
+            saved=lambda _step, _wall_s: None,
+            ranks=ranks,
+        )
+
+
+def _follow_data(store: Store, run: RunSpec, execution: ExecSpec, told: Mapping[str, Any]) -> "DataSource":
+    from hybrid.data import open_data
+
+    outside.load(execution.mixers)
+    _compare_sources(run, told["mixers"], "the first rank has read it")
+    return open_data(run.data, run.seq_len, store.data_root)
+
+
+class _Follower:
+    """What the training loop reports to on a rank that reports nothing."""
+
+    def __init__(self, stop: StopFlag) -> None:
+        self._stop_flag = stop
+
+    def start(self, total_steps: int, origin: "Origin | None") -> None:
+        """The first rank's to tell."""
+
+    def metrics(self, line: Mapping[str, Any]) -> None:
+        """The first rank's to write."""
+
+    def stop_requested(self) -> str | None:
+        return self._stop_flag.reason
+
+    def tick(self, step: int, loss: float | None, tokens_per_s: float) -> None:
+        """The first rank's to tell."""
+
+    def sync(self) -> None:
+        """Nothing was written."""
+
+
+# --- stops and trunks ---------------------------------------------------------------------------
+
+
 @contextlib.contextmanager
 def _interruptions(attempts: Attempts, what: str) -> Iterator[None]:
     """What the loop calls interrupted is busy where the lease was lost, and stopped where it was asked to."""
@@ -400,7 +610,7 @@ def _interruptions(attempts: Attempts, what: str) -> Iterator[None]:
     except Interrupted as interrupted:
         if interrupted.reason == _LEASE_LOST:
             raise Busy(attempts.job(attempts.last()), what) from interrupted
-        raise Stopped(str(interrupted)) from interrupted
+        raise Stopped(str(interrupted), interrupted.step) from interrupted
 
 
 def _trunk_checkpoint(store: Store, run: RunSpec, device: "torch.device", log: _Log) -> "Checkpoint | None":
@@ -432,12 +642,35 @@ def _trunk_part(store: Store, attempt: Attempt) -> dict[str, Any] | None:
 
 
 def run_trunk(
-    store: Store, job: TrunkJob, *, stop: StopFlag, progress: Progress, own_process: bool = False
+    store: Store,
+    job: TrunkJob,
+    *,
+    stop: StopFlag,
+    progress: Progress,
+    own_process: bool = False,
+    submission: int | None = None,
+    ranks: "Ranks | None" = None,
 ) -> Literal["done", "diverged"]:
     """Train the trunk until its missing points are there, or it diverges. One attempt for each stretch of points.
 
     Raises as `run_one`.
     """
+    if ranks is not None and not ranks.is_first:
+        status = follow(ranks, "trunk", lambda told: _follow_trunk(store, job, told, stop, ranks))
+    else:
+        status = lead(ranks, lambda: _run_trunk(store, job, stop, progress, own_process, submission, ranks))
+    return "done" if status == "done" else "diverged"
+
+
+def _run_trunk(
+    store: Store,
+    job: TrunkJob,
+    stop: StopFlag,
+    progress: Progress,
+    own_process: bool,
+    submission: int | None,
+    ranks: "Ranks | None",
+) -> Literal["done", "diverged"]:
     store.publish_trunk(job.trunk_id, trunk_description(job.run))
     attempts = store.trunk_attempts(job.trunk_id)
 
@@ -453,7 +686,7 @@ def run_trunk(
         if not points:  # made by another since the last look: the next one finds it finished
             attempt.directory.rmdir()
             continue
-        status = _attempt_at_trunk(store, job, points, attempt, stop, progress, own_process)
+        status = _attempt_at_trunk(store, job, points, attempt, stop, progress, own_process, submission, ranks)
         if status == "diverged":
             return "diverged"
 
@@ -466,23 +699,33 @@ def _attempt_at_trunk(
     stop: StopFlag,
     progress: Progress,
     own_process: bool,
+    submission: int | None,
+    ranks: "Ranks | None",
 ) -> str:
     attempts = store.trunk_attempts(job.trunk_id)
     return _attempt(
+        attempts,
         attempt,
         "trunk",
-        _job(job.execution) | {"points": points, "branches": job.branches},
+        _job(job.execution, submission) | {"points": points, "branches": job.branches},
         job.execution,
         lambda: attempts.last() > attempt.number,
-        lambda observer, log: _train_trunk(store, job, points, attempt, observer, log),
+        lambda observer, log: _train_trunk(store, job, points, attempt, observer, log, ranks),
         stop,
         progress,
         own_process,
+        ranks,
     )
 
 
 def _train_trunk(
-    store: Store, job: TrunkJob, points: tuple[int, ...], attempt: Attempt, observer: _Observer, log: _Log
+    store: Store,
+    job: TrunkJob,
+    points: tuple[int, ...],
+    attempt: Attempt,
+    observer: _Observer,
+    log: _Log,
+    ranks: "Ranks | None",
 ) -> str:
     from hybrid.data import open_data
     from hybrid.train.checkpoint import CheckpointStore
@@ -501,12 +744,13 @@ def _train_trunk(
     with _interruptions(attempts, "trunk"):
         outcome = train_trunk(
             run,
-            job.execution,
+            _begin_together(ranks, run, job.execution, attempt, log, points),
             data=data,
             checkpoints=checkpoints,
             observer=observer,
             points=points,
             saved=saved,
+            ranks=ranks,
         )
     if outcome.status == "diverged":
         store.publish_divergence(trunk, outcome.step, {"attempt": attempt.number, "reason": outcome.reason})
@@ -517,7 +761,14 @@ def _train_trunk(
     return outcome.status
 
 
-def fail_branch(store: Store, run: RunSpec, execution: ExecSpec, trunk: str, failure: Mapping[str, Any]) -> None:
+def fail_branch(
+    store: Store,
+    run: RunSpec,
+    execution: ExecSpec,
+    trunk: str,
+    failure: Mapping[str, Any],
+    submission: int | None = None,
+) -> None:
     """Record an attempt at a run that could not begin, because its trunk failed as `failure` says (an error.json).
 
     Does nothing where the run is finished, or another copy has it. Raises OSError, StoreError.
@@ -528,7 +779,7 @@ def fail_branch(store: Store, run: RunSpec, execution: ExecSpec, trunk: str, fai
     attempt = store.claim(run_id, store.last_attempt(run_id))
     if attempt is None:
         return
-    publish(attempt.directory / "job.json", json.dumps(_job(execution)) + "\n")
+    publish(attempt.directory / "job.json", json.dumps(_job(execution, submission)) + "\n")
     error = {
         "class": failure["class"],
         "message": f"trunk {trunk}: {failure['message']}",
@@ -537,6 +788,29 @@ def fail_branch(store: Store, run: RunSpec, execution: ExecSpec, trunk: str, fai
         "at": now(),
     }
     publish(attempt.directory / "error.json", json.dumps(error) + "\n")
+
+
+def give_up(
+    attempts: Attempts,
+    what: str,
+    finished: Callable[[], bool],
+    execution: ExecSpec,
+    message: str,
+    stop: StopFlag,
+    submission: int | None = None,
+) -> bool:
+    """Record an attempt that is not made, of the class of the one before; False where the run is finished.
+
+    Raises as `take`; OSError.
+    """
+    attempt = _take(attempts, what, finished, execution.lease_s, stop)
+    if attempt is None:
+        return False
+    before = attempts.error(attempt.number - 1) or {}
+    publish(attempt.directory / "job.json", json.dumps(_job(execution, submission)) + "\n")
+    error = {"class": before.get("class", "unknown"), "message": message, "gave_up": True, "at": now()}
+    publish(attempt.directory / "error.json", json.dumps(error) + "\n")
+    return True
 
 
 # --- measuring ----------------------------------------------------------------------------------
@@ -562,8 +836,9 @@ class _Measuring:
             for known in measurements(store, shape_id(run, execution)):
                 if known.source == "preflight" and known.device_name == self._device_name:
                     self._preflight_tokens_per_s = known.tokens_per_s
-        self._own_process = own_process
-        self._beside = _siblings() if own_process else None
+        # Ranks have their siblings from srun, and are no other runs.
+        self._has_siblings = own_process and ranks_of(execution) == 1
+        self._beside = _siblings() if self._has_siblings else None
         self._memory = PeakMemory(execution) if own_process or execution.device != "cpu" else None
         self._peak_bytes: int | None = None
 
@@ -582,7 +857,7 @@ class _Measuring:
         its record."""
         if observer.own_steps < _STEPS_TO_MEASURE:
             return
-        beside = [n for n in (self._beside, _siblings() if self._own_process else None) if n is not None]
+        beside = [n for n in (self._beside, _siblings() if self._has_siblings else None) if n is not None]
         kernels, torch_version = made_with(self._execution)
         measured = Measured(
             device_name=self._device_name,
@@ -621,16 +896,18 @@ def made_with(execution: ExecSpec) -> tuple[str, str | None]:
     Raises ConfigError where the device or the kernels cannot be had.
     """
     if execution.device == "cpu":
-        return "torch", _version("torch")
+        return "torch", package_version("torch")
     import torch
 
     from hybrid.ops.kernels import select
 
     taken = select(execution.kernels, torch.device(execution.device))
     packages = {"triton": "mamba_ssm", "causal_conv1d": "causal_conv1d", "flash_attn": "flash_attn"}
-    versions = {kernels: _version(packages[kernels]) for kernels in asdict(taken).values() if kernels in packages}
+    versions = {
+        kernels: package_version(packages[kernels]) for kernels in asdict(taken).values() if kernels in packages
+    }
     words = (f"{what} {kernels} {versions.get(kernels) or ''}".strip() for what, kernels in asdict(taken).items())
-    return ", ".join(words), _version("torch")
+    return ", ".join(words), package_version("torch")
 
 
 def device_name(execution: ExecSpec) -> str:
@@ -682,38 +959,44 @@ def preflight_one(run: RunSpec, execution: ExecSpec, done: Callable[[str], objec
 # --- failures -----------------------------------------------------------------------------------
 
 
-def _record_failure(attempt: Attempt, error: BaseException) -> None:
+def _record_failure(attempt: Attempt, error: BaseException, stop: StopFlag) -> None:
     if isinstance(error, Busy):
         return  # the attempt that took over speaks for the run now
+    described = describe_failure(error)
+    if isinstance(error, Stopped):
+        described |= _describe_stop(error, stop)
     with contextlib.suppress(OSError):
-        publish(attempt.directory / "error.json", json.dumps(describe_failure(error)) + "\n")
+        publish(attempt.directory / "error.json", json.dumps(described) + "\n")
 
 
 def describe_failure(error: BaseException) -> dict[str, Any]:
-    """What an attempt's error.json says of the exception that ended it."""
-    return {
+    """What an attempt's error.json says of the exception that ended it; of another rank's failure, what that said."""
+    described = {
         "class": classify(error),
         "message": f"{type(error).__name__}: {error}",
         "traceback": "".join(traceback.format_exception(error)),
         "at": now(),
     }
+    if isinstance(error, RankLostError):
+        return described | {"class": "unknown", **(error.failure or {}), "message": str(error), "rank": error.rank}
+    return described
 
 
-def classify(error: BaseException) -> ErrorClass:
-    """The class of a failure, from the exception alone."""
-    if isinstance(error, Stopped | KeyboardInterrupt):
-        return "cancelled"
-    if isinstance(error, MemoryError) or "out of memory" in str(error).lower():
-        return "oom"
-    if isinstance(error, OSError | StoreError):
-        return "io"
-    return "code"
+def _describe_stop(stopped: Stopped, stop: StopFlag) -> dict[str, Any]:
+    """What else it says of a run that saved and stopped: why, as the scheduler has it, in a job of the scheduler's."""
+    told = {"step": stopped.step, "known": False}
+    if in_slurm.here() is None:
+        return {"stopped": told}
+    ending = in_slurm.ending(stop.signal)
+    message = f"{stopped} ({ending.words})"
+    return {"class": ending.error_class, "message": message, "stopped": {**told, "known": ending.is_known}}
 
 
 def explain_failure(error: BaseException) -> str:
     """One line for people."""
     if isinstance(error, OSError) and error.filename is not None:
-        return f"{error.filename}: {describe_os_error(error)}"
+        # Of a file that could not be copied, it is the copy's place that is at fault.
+        return f"{error.filename2 or error.filename}: {describe_os_error(error)}"
     if isinstance(error, OSError):
         return f"{describe_os_error(error)} (where the store, its checkpoints or its data are)"
     return f"{error}" if isinstance(error, ConfigError | StoreError) else f"{type(error).__name__}: {error}"
@@ -728,9 +1011,17 @@ def evaluate_one(store: Store, run: RunSpec, execution: ExecSpec) -> list[dict[s
 
     Asking twice evaluates once. Raises StoreError where the run is not done or its weights are gone.
     """
+    return [_evaluate(store, run, execution, spec) for spec in _eval_specs(run)]
+
+
+def is_evaluated(store: Store, run: RunSpec) -> bool:
+    """Whether `evaluate_one` has nothing left to do. Raises StoreError where a record is damaged."""
+    return all(store.eval_record(identify(run), eval_id(spec)) is not None for spec in _eval_specs(run))
+
+
+def _eval_specs(run: RunSpec) -> list[EvalSpec]:
     gated = any(isinstance(block.mixer, IntraSpec) and block.mixer.scalar == "gate" for block in run.model.blocks)
-    specs: list[EvalSpec] = [NllEvalSpec(), *([ModuleWeightsEvalSpec()] if gated else [])]
-    return [_evaluate(store, run, execution, spec) for spec in specs]
+    return [NllEvalSpec(), *([ModuleWeightsEvalSpec()] if gated else [])]
 
 
 def _evaluate(store: Store, run: RunSpec, execution: ExecSpec, spec: EvalSpec) -> dict[str, Any]:
@@ -758,7 +1049,8 @@ def _evaluate(store: Store, run: RunSpec, execution: ExecSpec, spec: EvalSpec) -
             "run_id": run_id,
             "eval": canonical(spec),
             "metrics": metrics,
-            "provenance": provenance(run, execution) | {"wall_s": time.monotonic() - began, "finished_at": now()},
+            "provenance": provenance(store, run, execution)
+            | {"user": _user(), "slurm": in_slurm.here(), "wall_s": time.monotonic() - began, "finished_at": now()},
         },
     )
     made = store.eval_record(run_id, evaluation)
@@ -915,43 +1207,3 @@ def generate_one(
                 if token not in (BOS, EOS):
                     write(decoder.decode(bytes([token])))
     write(decoder.decode(b"", final=True))
-
-
-# --- provenance ---------------------------------------------------------------------------------
-
-
-def provenance(run: RunSpec, execution: ExecSpec) -> dict[str, Any]:
-    """Code, versions, machine and command, as they are now."""
-    return {
-        "git_commit": _git("rev-parse", "HEAD"),
-        "git_diff_sha": _diff_digest(),
-        "versions": {"python": platform.python_version(), **{name: _version(name) for name in ("torch", "numpy")}},
-        "host": platform.node(),
-        "platform": platform.platform(),
-        "processor": processor(),
-        "device": execution.device,
-        "exec": encode(execution),
-        "mixers": outside.source_hashes(run.model),
-        "command": sys.argv,
-    }
-
-
-def _git(*arguments: str) -> str | None:
-    try:
-        found = subprocess.run(["git", "-C", str(_HYBRID_ROOT), *arguments], capture_output=True, text=True, timeout=10)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return found.stdout.strip() if found.returncode == 0 else None
-
-
-def _diff_digest() -> str | None:
-    """A digest of what differs from the commit in tracked files; None where nothing does."""
-    diff = _git("diff", "HEAD")
-    return digest(diff) if diff else None
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None

@@ -17,6 +17,7 @@ from hybrid.data.recall import RecallData
 from hybrid.data.stdlib import StdlibData
 from hybrid.model import LanguageModel, scored_loss
 from hybrid.spec import ExecSpec
+from hybrid.train.parallel import Ranks
 
 ENDLESS_SPLIT_EXAMPLES: Final = 16384
 """How many sequences stand for the whole split of data that are made, not stored."""
@@ -68,16 +69,19 @@ def evaluate_nll(
     max_examples: int | None,
     batch_size: int,
     dtype: Literal["float32", "bfloat16"] = "float32",
+    ranks: Ranks | None = None,
 ) -> NllResult:
     """Loss and accuracy over the first `max_examples` validation sequences (None: the whole split).
 
-    Every scored position weighs the same, whatever the batches; sums are kept in float64. The model's mode and the
+    Every scored position weighs the same, whatever the batches; sums are kept in float64. Several ranks take turns at
+    the batches, and have one result. The model's mode and the
     global random state are afterwards as they were before. Raises ValueError if no position is scored.
     """
     if max_examples is None:
         max_examples = ENDLESS_SPLIT_EXAMPLES if isinstance(data, RecallData) else sys.maxsize
+    ranks = ranks or Ranks.alone()
     count_bytes = isinstance(data, StdlibData)
-    n_bytes = 0
+    n_bytes = torch.zeros(1, dtype=torch.int64)
     device = model.embedding.device
     sums = torch.zeros(3, dtype=torch.float64, device=device)
     was_training = model.training
@@ -85,10 +89,14 @@ def evaluate_nll(
     try:
         cuda = [device] if device.type == "cuda" else []
         with torch.random.fork_rng(devices=cuda), torch.no_grad(), autocast(dtype, device):
-            for batch in data.validation_batches(batch_size, max_examples):
+            for i, batch in enumerate(data.validation_batches(batch_size, max_examples)):
+                if i % ranks.world_size != ranks.rank:
+                    continue
                 sums += torch.stack([total.double() for total in batch_loss(model, batch, device)])
                 if count_bytes:
                     n_bytes += int(((batch.targets_BL >= 0) & (batch.targets_BL < _BYTE_TOKENS)).sum())
+            ranks.sum_([sums])
+            ranks.sum_([n_bytes])
     finally:
         model.train(was_training)
     loss_nats, n_scored, n_correct = sums.tolist()
@@ -98,5 +106,5 @@ def evaluate_nll(
         loss_nats=loss_nats / n_scored,
         accuracy=n_correct / n_scored,
         n_scored=int(n_scored),
-        bits_per_byte=loss_nats / math.log(2.0) / n_bytes if count_bytes and n_bytes else None,
+        bits_per_byte=loss_nats / math.log(2.0) / int(n_bytes) if count_bytes and n_bytes else None,
     )

@@ -44,12 +44,13 @@ _LAST: Final = 1 << 62  # a point goes before any attempt's checkpoint of the sa
 @final
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """What was saved after `step` updates, by which attempt at the run or trunk `owner`."""
+    """What was saved after `step` updates, by which attempt at the run or trunk `owner`, in the file `path`."""
 
     owner: str
     step: int
     attempt: int
     state: dict[str, Any]
+    path: Path
 
 
 @final
@@ -139,7 +140,9 @@ class CheckpointStore:
                 "move it away, or give each run a checkpoint directory of its own"
             )
         self._good = [path]
-        return Checkpoint(owner=header["run_id"], step=header["step"], attempt=header["attempt"], state=state)
+        return Checkpoint(
+            owner=header["run_id"], step=header["step"], attempt=header["attempt"], state=state, path=path
+        )
 
     def clear(self, at_most: int | None = None) -> None:
         """Remove all checkpoints on the way, or those after at most so many updates; final weights and points stay."""
@@ -188,6 +191,15 @@ class CheckpointStore:
                 own = path.name.endswith(f"-a{self._attempt:03d}.tmp")
                 if own or now_s - path.stat().st_mtime > _DEAD_AFTER_S:
                     yield path
+
+
+def load_checkpoint(path: Path, device: torch.device) -> Checkpoint:
+    """The checkpoint that another rank has found whole in this file. Raises OSError where it is not so here."""
+    try:
+        header, state = _read(path, device)
+    except _Damaged as damage:
+        raise OSError(f"{path}: {damage}, as read here: expected the file that the first rank has read") from None
+    return Checkpoint(owner=header["run_id"], step=header["step"], attempt=header["attempt"], state=state, path=path)
 
 
 def save_final_weights(path: Path, model: nn.Module) -> None:

@@ -2,7 +2,7 @@
 
 At equal `ExecSpec`, on the CPU, a run is a function of its spec to the last bit: interrupted anywhere and resumed, or
 logged, validated and saved at another pace, it has the same weights. Another `microbatch` or number of threads changes
-the order of sums, hence the last digits.
+the order of sums, hence the last digits; so does another number of ranks, which share each batch by sequences.
 
 Runs that differ only in their length share every update before their cooldowns. `train_trunk` makes those updates once
 and saves where each of the runs leaves; `train` goes on from there, to the same bits as from the beginning.
@@ -16,6 +16,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar, Final, Literal, Protocol, assert_never, final
 
 import torch
@@ -27,8 +28,9 @@ from hybrid.mixers.outside import check_outside, unset_outside_parameters
 from hybrid.model import LanguageModel
 from hybrid.ops.kernels import select
 from hybrid.spec import ConfigError, ExecSpec, MoeSpec, OutsideSpec, RunSpec, StopSpec
-from hybrid.train.checkpoint import Checkpoint, CheckpointStore
+from hybrid.train.checkpoint import Checkpoint, CheckpointStore, load_checkpoint
 from hybrid.train.optim import build_optimizer, clip_gradients, global_norm, gradients
+from hybrid.train.parallel import Ranks
 from hybrid.train.schedule import learning_rate
 
 FINAL_LOSS_STEPS: Final = 100
@@ -61,7 +63,8 @@ class Origin:
 
 
 class Observer(Protocol):
-    """Who is told of a run's progress, and may ask it to stop."""
+    """Who is told of a run's progress, and may ask it to stop. Of several ranks each has its own; metrics and syncs are
+    the first's alone, and all stop at the same step if one is asked to."""
 
     def start(self, total_steps: int, origin: Origin | None) -> None:
         """Once, before the first step; `origin` is None at the beginning of a run."""
@@ -145,8 +148,12 @@ def train(
     checkpoints: CheckpointStore,
     observer: Observer,
     start_from: StartFrom | None = None,
+    ranks: Ranks | None = None,
 ) -> Outcome:
     """Train from the latest checkpoint, else from that of `start_from`, else from the beginning, to the end.
+
+    Of several `ranks` all call this, and have the same outcome but for times; the first alone writes checkpoints, and
+    says which one all go on from. A checkpoint does not tell how many ranks made it.
 
     `metrics` of the outcome: `steps` and `tokens` of the updates made; `train_loss_nats`, mean over the last
     `FINAL_LOSS_STEPS` updates (None if none was made); of the validation at the end, which reads at most
@@ -165,10 +172,11 @@ def train(
     the most and the least used expert of a block was given, over the mean of the block's experts, averaged over the
     blocks. 1 is even.
 
-    Raises Interrupted if the observer asked for it, after saving; OSError if a checkpoint cannot be written or read.
+    Raises Interrupted if the observer asked for it, after saving; OSError if a checkpoint cannot be written or read;
+    RankLostError where another rank failed; ConfigError for more ranks than a batch has sequences.
     """
     with numerics(execution, spec.init_seed):
-        return _Training(spec, execution, data, checkpoints, observer).run(start_from)
+        return _Training(spec, execution, data, checkpoints, observer, ranks or Ranks.alone()).run(start_from)
 
 
 def train_trunk(
@@ -180,12 +188,14 @@ def train_trunk(
     observer: Observer,
     points: Sequence[int],
     saved: Callable[[int, float], None],
+    ranks: Ranks | None = None,
 ) -> TrunkOutcome:
     """Train what branches share, from the latest checkpoint not after the first of `points` to the last of them.
 
     `spec` is that of a branch whose cooldown begins at the last point or later; `points` are steps, ascending. At each
-    a checkpoint is saved that is kept, after what else is due at that step, and `saved` is called with the step and
-    the wall time up to it. Lines are those of the run; there is no validation but those during training.
+    a checkpoint is saved that is kept, after what else is due at that step, and `saved` is called (by the first of
+    `ranks`) with the step and the wall time up to it. Lines are those of the run; there is no validation but those
+    during training.
 
     A trunk that diverges saves such a checkpoint too, before the update that it does not make: a branch that starts
     there diverges at once, as it would have by itself.
@@ -199,7 +209,7 @@ def train_trunk(
     if spec.stop is not None:
         raise ValueError("a run with a stop rule ends where its validation says, and shares nothing")
     with numerics(execution, spec.init_seed):
-        return _Training(spec, execution, data, checkpoints, observer).run_trunk(points, saved)
+        return _Training(spec, execution, data, checkpoints, observer, ranks or Ranks.alone()).run_trunk(points, saved)
 
 
 @final
@@ -265,8 +275,15 @@ class _Training:
         data: DataSource,
         checkpoints: CheckpointStore,
         observer: Observer,
+        ranks: Ranks,
     ) -> None:
+        if ranks.world_size > spec.batch_size:
+            raise ConfigError(
+                f"exec.nodes, exec.gpus_per_node = {ranks.world_size} ranks: expected at most one for each of the "
+                f"{spec.batch_size} sequences of a batch"
+            )
         self.spec = spec
+        self.ranks = ranks
         self.execution = execution
         self.data = data
         self.checkpoints = checkpoints
@@ -313,9 +330,7 @@ class _Training:
 
     def _begin(self, total_steps: int, *, at_most: int | None, start_from: StartFrom | None) -> "_Progress":
         """Restore what there is to go on from, and say so."""
-        latest = self.checkpoints.load_latest(self.device, at_most=at_most)
-        if latest is None and start_from is not None:
-            latest = start_from(self.device)
+        latest = self._latest(at_most, start_from)
         if latest is not None:
             self._restore(latest)
         progress = self.progress
@@ -327,6 +342,17 @@ class _Training:
         self.observer.start(total_steps, origin)
         self.model.train()
         return progress
+
+    def _latest(self, at_most: int | None, start_from: StartFrom | None) -> Checkpoint | None:
+        """The checkpoint to go on from, the same for all ranks: the first one chooses."""
+        if not self.ranks.is_first:
+            path = self.ranks.told()
+            return None if path is None else load_checkpoint(Path(path), self.device)
+        latest = self.checkpoints.load_latest(self.device, at_most=at_most)
+        if latest is None and start_from is not None:
+            latest = start_from(self.device)
+        self.ranks.told(None if latest is None else str(latest.path.absolute()))
+        return latest
 
     def _step(self) -> str | None:
         """One update, with the validation and the line that are due after it; or why it is not made: a divergence."""
@@ -353,16 +379,18 @@ class _Training:
 
     def _stop_or_save(self) -> None:
         """Save and raise Interrupted if asked to stop; save if that is due."""
-        self._stop_if_asked()
-        if self.progress.final is None and time.monotonic() - self.saved_s >= self.execution.checkpoint_every_s:
+        if self._stop_if_asked() and self.progress.final is None:
             self._save()
 
-    def _stop_if_asked(self) -> None:
-        reason = self.observer.stop_requested()
+    def _stop_if_asked(self) -> bool:
+        """Whether a checkpoint is due, unless the run, on whatever rank, was asked to stop."""
+        due = time.monotonic() - self.saved_s >= self.execution.checkpoint_every_s
+        reason, due = self.ranks.agree(self.observer.stop_requested(), due)
         if reason is not None:
             if self.progress.step != self.saved_step:
                 self._save()
             raise Interrupted(reason, self.progress.step)
+        return due
 
     def _clock(self) -> None:
         self.progress.wall_s = self.before_s + time.monotonic() - self.began_s
@@ -372,7 +400,8 @@ class _Training:
     def _forward_backward(self) -> _Measured:
         """Loss in nats, a mean over the scored positions of the whole batch, the norm of its gradient, experts' loads.
 
-        The one time in a step that the host waits for the device, but for routing tokens to experts.
+        The one time in a step that the host waits for the device, but for routing tokens to experts. All of it is of
+        the whole batch, whatever this rank's part of it.
         """
         batch = self.data.train_batch(self.progress.step, self.spec.batch_size, self.spec.data_seed)
         n_scored = int((batch.targets_BL != NOT_SCORED).sum())
@@ -380,18 +409,23 @@ class _Training:
             raise ValueError(f"training batch {self.progress.step}: no position is scored, there is nothing to learn")
         self.optimizer.zero_grad(set_to_none=True)
         loss = torch.zeros((), device=self.device)
-        for part in _microbatches(batch, self.execution.microbatch, keep_unscored=self.has_experts):
+        rows = self.ranks.part(self.spec.batch_size)
+        own = Batch(inputs_BL=batch.inputs_BL[rows], targets_BL=batch.targets_BL[rows])
+        for part in _microbatches(own, self.execution.microbatch, keep_unscored=self.has_experts):
             with autocast(self.spec.dtype, self.device):
                 sum_nats, _, _ = batch_loss(self.model, part, self.device)
             part_loss: Tensor = sum_nats / n_scored
             part_loss.backward()
             loss += part_loss.detach()
+        self.ranks.sum_([*gradients(self.parameters), loss])
         scalars = [loss, global_norm(gradients(self.parameters))]
         if self.has_experts:
+            self.ranks.sum_(self.model.counted_loads())
             load_NE = self.model.expert_loads()
             load_NE = load_NE / load_NE.mean(1, keepdim=True)
             scalars += [load_NE.amax(1).mean(), load_NE.amin(1).mean()]
-        loss_nats, grad_norm, *loads = torch.stack(scalars).tolist()
+        # All go by the first's numbers: on another processor a norm may have other last digits.
+        loss_nats, grad_norm, *loads = self.ranks.of_first(torch.stack(scalars).tolist())
         load_max, load_min = loads or (None, None)
         return _Measured(loss_nats=loss_nats, grad_norm=grad_norm, expert_load_max=load_max, expert_load_min=load_min)
 
@@ -470,6 +504,7 @@ class _Training:
             max_examples=max_examples,
             batch_size=evaluation_batch_size(self.execution, self.spec.seq_len),
             dtype=self.spec.dtype,
+            ranks=self.ranks,
         )
 
     # --- what is told and kept ------------------------------------------------------------------
@@ -481,7 +516,7 @@ class _Training:
             "expert_load_max": progress.line_expert_load_max / progress.line_steps,
             "expert_load_min": progress.line_expert_load_min / progress.line_steps,
         }
-        self.observer.metrics(
+        self._tell(
             {
                 "step": progress.step,
                 "tokens": progress.step * batch_tokens,
@@ -497,7 +532,7 @@ class _Training:
         progress.line_expert_load_max, progress.line_expert_load_min = 0.0, 0.0
 
     def _validation_line(self, result: NllResult) -> None:
-        self.observer.metrics(
+        self._tell(
             {
                 "step": self.progress.step,
                 "tokens": self.progress.step * self.spec.batch_tokens,
@@ -505,6 +540,10 @@ class _Training:
                 "val_accuracy": result.accuracy,
             }
         )
+
+    def _tell(self, line: dict[str, float | int | str | bool]) -> None:
+        if self.ranks.is_first:
+            self.observer.metrics(line)
 
     def _diverged(self, reason: str) -> Outcome:
         if self.progress.line_steps:
@@ -531,15 +570,17 @@ class _Training:
         }
 
     def _save(self) -> None:
-        self.observer.sync()
-        self.checkpoints.save(self._state(), self.progress.step)
+        if self.ranks.is_first:
+            self.observer.sync()
+            self.checkpoints.save(self._state(), self.progress.step)
         self.saved_s, self.saved_step = time.monotonic(), self.progress.step
 
     def _save_point(self, saved: Callable[[int, float], None]) -> None:
-        self.observer.sync()
-        self.checkpoints.save_point(self._state(), self.progress.step)
+        if self.ranks.is_first:
+            self.observer.sync()
+            self.checkpoints.save_point(self._state(), self.progress.step)
+            saved(self.progress.step, self.progress.wall_s)
         self.saved_s, self.saved_step = time.monotonic(), self.progress.step
-        saved(self.progress.step, self.progress.wall_s)
 
     def _state(self) -> dict[str, Any]:
         """All that training goes on from."""
@@ -567,14 +608,17 @@ class _Training:
 def _microbatches(batch: Batch, size: int | None, *, keep_unscored: bool) -> Iterator[Batch]:
     """The batch in parts of `size` sequences, without those that have nothing scored: they teach nothing.
 
-    `keep_unscored`: all the same, for experts, whose loads are of the whole batch.
+    `keep_unscored`: all the same, for experts, whose loads are of the whole batch. Where nothing is scored at all, as
+    can be in one rank's part, the first all the same: gradients of zero can be added up with the other ranks', none
+    cannot.
     """
     if size is None or size >= len(batch.inputs_BL):
         yield batch
         return
+    nothing = not (batch.targets_BL != NOT_SCORED).any()
     for first in range(0, len(batch.inputs_BL), size):
         targets_BL = batch.targets_BL[first : first + size]
-        if keep_unscored or (targets_BL != NOT_SCORED).any():
+        if keep_unscored or (targets_BL != NOT_SCORED).any() or (nothing and first == 0):
             yield Batch(inputs_BL=batch.inputs_BL[first : first + size], targets_BL=targets_BL)
 
 

@@ -1,11 +1,12 @@
 """Hydra's launchers for this project: each names the place in sweeps.launch where runs are carried out."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from hydra.core.utils import JobReturn
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from sweeps.launch import Launcher as Runs
 from sweeps.launch.local import LocalProcesses
@@ -31,3 +32,12 @@ class LocalLauncher(HandsToSweeps):
 
     def __init__(self, workers: int | None) -> None:
         super().__init__(LocalProcesses(workers))
+
+
+class SlurmLauncher(HandsToSweeps):
+    """Jobs of a Slurm cluster."""
+
+    def __init__(self, **settings: Any) -> None:
+        from sweeps.launch.slurm import SlurmJobs
+
+        super().__init__(SlurmJobs(OmegaConf.to_container(OmegaConf.create(settings))))

@@ -3,22 +3,23 @@
 import contextlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from hybrid.spec import ConfigError
 from sweeps.cells import CellRun
 from sweeps.store import Store, StoreError
 from sweeps.trunks import branch_step
 from sweeps.worker import fail_branch
 
-EndStatus = Literal["done", "diverged", "failed", "interrupted", "busy"]
+EndStatus = Literal["done", "diverged", "failed", "interrupted", "busy", "submitted"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class End:
     """What became of one cell's run; `message` says why where it did not come to a result.
 
-    "busy": another process is training it, and it was left alone.
+    "busy": another process is training it, and it was left alone; "submitted": a scheduler has it.
     """
 
     cell: CellRun
@@ -39,6 +40,21 @@ class TrunkEnd:
     failure: Mapping[str, Any] | None = None
 
 
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """What a launcher is told beside the cells: for which request they are, and how it should go about it.
+
+    `predicted_hours` are device-hours by run id, where they are known; `wait` is for launchers that would return before
+    the runs have ended.
+    """
+
+    sweep: str
+    overrides: tuple[str, ...] = ()
+    predicted_hours: Mapping[str, float] = field(default_factory=dict)
+    notify: Mapping[str, Any] = field(default_factory=dict)
+    wait: bool = False
+
+
 class Launcher(ABC):
     """Carries out runs that are missing from a store."""
 
@@ -47,14 +63,30 @@ class Launcher(ABC):
         return
 
     @abstractmethod
-    def launch(self, cells: Sequence[CellRun], store: Store) -> list[End]:
+    def launch(self, cells: Sequence[CellRun], store: Store, asked: Asked) -> list[End]:
         """Run the cells, in this order where there is room for one at a time; one that fails does not stop the others.
 
         What several of them share is trained once, as a trunk, before the first of its branches; where that fails,
         those of its branches fail that it was to bring to where they start.
 
-        Returns when all have ended. On an interrupt (Ctrl-C) every run saves what it has, and the ends say so.
+        Returns when all have ended, or a scheduler has them. On an interrupt (Ctrl-C) every run saves what it has, and
+        the ends say so.
         """
+
+    def evaluate(self, cells: Sequence[CellRun], store: Store, asked: Asked) -> list[End] | None:
+        """Evaluate the cells' finished runs elsewhere; None where that is for this process to do."""
+        return None
+
+
+def refuse_ranks(cells: Sequence[CellRun]) -> None:
+    """Raises ConfigError, before anything is begun, where a run is to have several ranks: these launchers start one."""
+    given = {(cell.resolved.execution.nodes, cell.resolved.execution.gpus_per_node) for cell in cells} - {(1, 1)}
+    if given:
+        nodes, gpus_per_node = min(given)
+        raise ConfigError(
+            f"exec.nodes, exec.gpus_per_node = {nodes}, {gpus_per_node}: expected 1, 1 to run here; "
+            "several ranks of a run are started by hydra/launcher=slurm"
+        )
 
 
 def announce(branches: Sequence[CellRun], store: Store) -> None:

@@ -3,11 +3,12 @@
 from collections.abc import Sequence
 
 from sweeps.cells import CellRun
-from sweeps.launch import End, Launcher, TrunkEnd, announce, blocked, not_begun, trunk_ended
+from sweeps.launch import Asked, End, Launcher, TrunkEnd, announce, blocked, not_begun, refuse_ranks, trunk_ended
 from sweeps.progress import RunProgress, say
+from sweeps.stopping import StopFlag, Stopped
 from sweeps.store import Store
 from sweeps.trunks import TrunkJob, trunk_jobs
-from sweeps.worker import Busy, StopFlag, Stopped, describe_failure, explain_failure, run_one, run_trunk
+from sweeps.worker import Busy, describe_failure, explain_failure, run_one, run_trunk
 
 
 class Inline(Launcher):
@@ -16,7 +17,8 @@ class Inline(Launcher):
     A trunk is trained before the first of its branches; after an interrupt nothing more is begun.
     """
 
-    def launch(self, cells: Sequence[CellRun], store: Store) -> list[End]:
+    def launch(self, cells: Sequence[CellRun], store: Store, asked: Asked) -> list[End]:
+        refuse_ranks(cells)
         jobs = {run_id: job for job in trunk_jobs(cells, store) for run_id in job.branches}
         trunks: dict[str, TrunkEnd] = {}
         ends: list[End] = []

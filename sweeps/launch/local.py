@@ -17,9 +17,10 @@ from typing import Any, assert_never
 from hybrid.config import Resolved
 from hybrid.spec import ConfigError
 from sweeps.cells import CellRun
-from sweeps.launch import End, Launcher, TrunkEnd, announce, blocked, not_begun, trunk_ended
+from sweeps.launch import Asked, End, Launcher, TrunkEnd, announce, blocked, not_begun, refuse_ranks, trunk_ended
 from sweeps.launch.processes import fork_server, unblock_signals
 from sweeps.progress import SweepProgress, say
+from sweeps.stopping import StopFlag, Stopped
 from sweeps.store import Attempts, Status, Store, is_final
 from sweeps.trunks import TrunkJob, branch_step, trunk_jobs
 from sweeps.worker import (
@@ -28,8 +29,6 @@ from sweeps.worker import (
     EXIT_FAILED,
     EXIT_STOPPED,
     Busy,
-    StopFlag,
-    Stopped,
     describe_failure,
     explain_failure,
     run_one,
@@ -157,9 +156,10 @@ class LocalProcesses(Launcher):
                 "or null for as many as the cores allow"
             )
 
-    def launch(self, cells: Sequence[CellRun], store: Store) -> list[End]:
+    def launch(self, cells: Sequence[CellRun], store: Store, asked: Asked) -> list[End]:
         if not cells:
             return []
+        refuse_ranks(cells)
         threads = max(cell.resolved.execution.threads for cell in cells)
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         workers = min(self._workers or max(1, cores // threads), len(cells))

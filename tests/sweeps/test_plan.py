@@ -13,6 +13,7 @@ import pytest
 from hybrid.cost import run_cost
 from hybrid.equivalence import CONCATENATION, SIGN
 from hybrid.memory import checkpoint_bytes, final_weights_bytes, train_memory
+from sweeps.launch import Asked
 from sweeps.launch.inline import Inline
 from sweeps.plan import Ledger, Plan, Total, ledger, make_plan
 from sweeps.plan_json import as_json
@@ -229,11 +230,11 @@ def test_a_plan_never_differs_from_what_is_then_run(plan_of: Any, seed: int) -> 
     )
     store: Store = plan_of.store
     before = plan_of(*arguments).plan.missing
-    Inline().launch([cell.run for cell in draw.sample(before, k=draw.choice([0, 1, 3]))], store)
+    Inline().launch([cell.run for cell in draw.sample(before, k=draw.choice([0, 1, 3]))], store, Asked(sweep="test"))
     made_before = {trunk.name: store.trunk_points(trunk.name) for trunk in trunk_dirs(store)}
     planned = plan_of(*arguments)
     assert_adds_up(planned.plan)
-    ends = Inline().launch([cell.run for cell in planned.plan.startable], store)
+    ends = Inline().launch([cell.run for cell in planned.plan.startable], store, Asked(sweep="test"))
     assert {end.status for end in ends} <= {"done"}
     for entry, cell in zip(objects(planned), planned.plan.cells, strict=True):
         record = store.record(entry["run_id"])
@@ -284,7 +285,7 @@ def test_what_trunks_have_made_and_what_runs_share_are_two_lines(plan_of: Any) -
     more = (*TINY, "budget.tokens=3200,4480,6400,12800", "schedule.warmup_tokens=64", "exec.trunks=true")
     shared = assert_adds_up(plan_of(*lengths).plan)
     assert shared.in_trunks.train_tokens == 0 < shared.trunks.train_tokens
-    Inline().launch([cell.run for cell in plan_of(*lengths).plan.startable], plan_of.store)
+    Inline().launch([cell.run for cell in plan_of(*lengths).plan.startable], plan_of.store, Asked(sweep="test"))
     planned = plan_of(*more)
     totals = assert_adds_up(planned.plan)
     reached = max(max(plan_of.store.trunk_points(path.name)) for path in trunk_dirs(plan_of.store))

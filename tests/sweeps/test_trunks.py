@@ -23,7 +23,7 @@ from hybrid.train.schedule import learning_rate
 from sweeps.cells import CellRun
 from sweeps.compose import Composer
 from sweeps.identity import run_id
-from sweeps.launch import End, Launcher, announce
+from sweeps.launch import Asked, End, Launcher, announce
 from sweeps.launch.inline import Inline
 from sweeps.launch.local import LocalProcesses
 from sweeps.status import cells_text, diff_text, logs_text, show_text
@@ -89,7 +89,7 @@ def missing(cells: Sequence[CellRun], store: Store) -> list[CellRun]:
 
 
 def launch(cells: Sequence[CellRun], store: Store) -> list[End]:
-    return Inline().launch(missing(cells, store), store)
+    return Inline().launch(missing(cells, store), store, Asked(sweep="test"))
 
 
 def trunk_of(cells: Sequence[CellRun]) -> str:
@@ -595,7 +595,7 @@ def test_branches_fail_as_their_trunk_did_this_time_not_an_earlier_one(
     publish(earlier.directory / "error.json", json.dumps({"class": "oom", "message": "out of memory, long ago"}))
     description = store.trunk_dir(trunk) / "spec.json"
     description.write_text("something else")  # so that no attempt is claimed
-    ends = launcher.launch(three, store)
+    ends = launcher.launch(three, store, Asked(sweep="test"))
     assert [end.status for end in ends] == ["failed"] * 3
     for end in ends:
         error = store.error(end.cell.run_id, 1)

@@ -16,7 +16,8 @@ from safetensors.numpy import load_file
 from hybrid.config import Resolved
 from hybrid.spec import ConfigError
 from sweeps.identity import run_id
-from sweeps.store import Store, publish, this_process
+from sweeps.store import Store, StoreError, publish, this_process
+from sweeps.triage import classify
 from sweeps.worker import Busy, StopFlag, Stopped, evaluate_one, run_one, take
 
 from .conftest import REPO, TINY, wait_for
@@ -389,6 +390,53 @@ def test_a_full_disk_fails_the_run_as_io_and_keeps_what_was_recorded(small_disk:
     assert store.record_path(finished).read_bytes() == before
     (small_disk / "more").unlink()
     assert train(store, other) == "done"
+
+
+def test_a_disk_that_fills_up_in_the_middle_ends_the_run_as_io_and_with_room_it_goes_on(
+    small_disk: Path, tmp_path: Path, tiny
+) -> None:
+    resolved = tiny("exec.checkpoint_every_s=0.02", "exec.log_every_steps=1")
+    run, store, whole = run_id(resolved.run), Store(small_disk / "store"), Store(tmp_path / "whole")
+    for made in (store, whole):
+        made.prepare()
+    train(whole, resolved)
+
+    def fill_up(step: int, *_: Any) -> None:
+        if step == 40:
+            (small_disk / "room for a word").write_bytes(b"x" * 8192)
+            fill(small_disk / "more")
+            (small_disk / "room for a word").unlink()
+
+    with pytest.raises(OSError, match="No space left") as caught:
+        train(store, resolved, progress=fill_up)
+    assert classify(caught.value) == "io"
+    error = store.error(run, 1)
+    assert error is None or error["class"] == "io"
+    (small_disk / "more").unlink()
+    assert train(store, resolved) == "done"
+    start, _ = store.attempts(run).metrics(2)
+    assert start is not None
+    assert start.step > 0
+    assert curve(store, run) == curve(whole, run)
+    assert results(store, run) == results(whole, run)
+
+
+def test_a_store_that_is_moved_away_under_a_run_ends_it_without_a_record_and_moved_back_it_goes_on(
+    store: Store, tmp_path: Path, tiny
+) -> None:
+    resolved = tiny("exec.checkpoint_every_s=0.02")
+    away = tmp_path / "away"
+
+    def move(step: int, *_: Any) -> None:
+        if step == 40:
+            store.root.rename(away)
+
+    with pytest.raises((OSError, StoreError)) as caught:
+        train(store, resolved, progress=move)
+    assert classify(caught.value) == "io"
+    assert not store.root.exists()
+    away.rename(store.root)
+    assert train(store, resolved) == "done"
 
 
 def test_a_read_only_store_is_one_clear_message(small_disk: Path, run_py) -> None:

@@ -1,0 +1,499 @@
+"""Runs as jobs of a Slurm cluster, through submitit, which writes the scripts.
+
+What is missing and not queued yet is put into job arrays, each an intent of `sweeps.submissions`, written down before
+sbatch is called; a task of an array is `sweeps.task`. Nothing here watches the runs: they save, are requeued and go
+on by themselves, and `sweeps status` reads what became of them.
+"""
+
+import getpass
+import math
+import secrets
+import shlex
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from hybrid.decode import did_you_mean, encode
+from hybrid.spec import ConfigError, ExecSpec
+from sweeps.cells import CellRun
+from sweeps.launch import Asked, End, Launcher
+from sweeps.launch.slurm_settings import WHERE, SlurmSettings, read_slurm_settings
+from sweeps.progress import SweepProgress, say
+from sweeps.scheduler import NoAnswerError, SchedulerError, Slurm
+from sweeps.snapshot import Snapshot, take_snapshot
+from sweeps.standing import Standing, Standings
+from sweeps.store import Store, StoreError, is_final, now, this_process
+from sweeps.submissions import Answer, Intent, Item, Submissions
+from sweeps.text import duration
+from sweeps.trunks import TrunkJob, trunk_jobs
+from sweeps.worker import is_evaluated
+
+_ROOT = Path(__file__).resolve().parent.parent.parent
+_LOOK_EVERY_S = 3.0
+_NAME_CHARACTERS = 40
+
+
+class Refused(StoreError):
+    """The scheduler did not take a job; the message says which, and what became of the others."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Array:
+    """A job array that is to be submitted: its tasks, what they run with, and what has to end before."""
+
+    tasks: tuple[tuple[Item, ...], ...]
+    execution: ExecSpec
+    dependency: str = ""
+
+
+class SlurmJobs(Launcher):
+    """Submits to the cluster whose sbatch is on the PATH, and returns, or waits for the ends."""
+
+    def __init__(self, settings: object) -> None:
+        self._config = settings
+        self._settings: SlurmSettings | None = None
+        self._slurm: Slurm | None = None
+
+    def check(self) -> None:
+        problems: list[str] = []
+        slurm = Slurm.find()
+        if slurm is None:
+            problems.append(
+                "hydra/launcher = slurm: there is no sbatch on the PATH: expected a login node of a Slurm cluster; "
+                "hydra/launcher=local runs here"
+            )
+        try:
+            settings = read_slurm_settings(self._config)
+        except ConfigError as error:
+            raise ConfigError([*problems, *error.problems]) from None
+        if slurm is not None:
+            problems += _unknown(settings, slurm)
+        if problems:
+            raise ConfigError(problems)
+        self._settings, self._slurm = settings, slurm
+
+    def launch(self, cells: Sequence[CellRun], store: Store, asked: Asked) -> list[End]:
+        if not cells:
+            return []
+        if self._settings is None or self._slurm is None:
+            self.check()
+        settings, slurm = self._settings, self._slurm
+        assert settings is not None
+        assert slurm is not None
+        _check_cells(cells, settings)
+        try:
+            submitting = _Submitting(store, slurm, settings, asked)
+            ends = submitting.all(cells)
+            return _until_ended(ends, store, slurm, asked) if asked.wait else ends
+        except SchedulerError as error:
+            raise StoreError(str(error)) from error
+
+    def evaluate(self, cells: Sequence[CellRun], store: Store, asked: Asked) -> list[End] | None:
+        self.check()
+        settings, slurm = self._settings, self._slurm
+        assert settings is not None
+        assert slurm is not None
+        try:
+            return _Submitting(store, slurm, settings, asked).evaluations(cells)
+        except SchedulerError as error:
+            raise StoreError(str(error)) from error
+
+
+def _unknown(settings: SlurmSettings, slurm: Slurm) -> list[str]:
+    """What the cluster does not have, of what the settings name."""
+    problems = []
+    asks = {"partition": slurm.partitions, "account": slurm.accounts, "qos": slurm.qos}
+    for name, ask in asks.items():
+        given = getattr(settings, name)
+        if given is None:
+            continue
+        try:
+            names = ask()
+        except SchedulerError as error:
+            raise StoreError(str(error)) from error
+        missing = [] if names is None else [part for part in given.split(",") if part not in names]
+        problems += [
+            f"{WHERE}.{name} = {part}: not of this cluster{did_you_mean(part, names or ())}" for part in missing
+        ]
+    return problems
+
+
+def _check_cells(cells: Sequence[CellRun], settings: SlurmSettings) -> None:
+    """Raises ConfigError for what the settings cannot mean for these cells."""
+    problems = []
+    rows = {cell.cell.row for cell in cells}
+    problems += [
+        f"{WHERE}.priority.{row} = {number:g}: no such row is missing{did_you_mean(row, rows)}"
+        for row, number in settings.priority.items()
+        if row not in rows
+    ]
+    executions = {cell.resolved.execution for cell in cells}
+    if settings.runs_per_gpu > 1 and any(_ranks(execution) > 1 for execution in executions):
+        problems.append(
+            f"{WHERE}.runs_per_gpu = {settings.runs_per_gpu}: expected 1, as each run has several ranks (exec.nodes, "
+            "exec.gpus_per_node)"
+        )
+    slowest = max(execution.checkpoint_every_s for execution in executions)
+    if settings.time_min is not None and 60 * settings.time_min < slowest + settings.grace_s:
+        problems.append(
+            f"{WHERE}.time = {settings.time_min} minutes: expected at least one checkpoint interval and the grace "
+            f"before the limit, exec.checkpoint_every_s = {slowest:g} and {WHERE}.grace_s = {settings.grace_s}: "
+            f"{math.ceil((slowest + settings.grace_s) / 60)} minutes"
+        )
+    if problems:
+        raise ConfigError(problems)
+
+
+def _ranks(execution: ExecSpec) -> int:
+    return execution.nodes * execution.gpus_per_node
+
+
+# --- what is submitted --------------------------------------------------------------------------
+
+
+class _Submitting:
+    """One call of `launch`: intents are published and submitted one after the other.
+
+    Where another process publishes an intent in between, what is left is looked at again.
+    """
+
+    def __init__(self, store: Store, slurm: Slurm, settings: SlurmSettings, asked: Asked) -> None:
+        self._store, self._slurm, self._settings, self._asked = store, slurm, settings, asked
+        self._submissions = Submissions(store)
+        self._snapshots: dict[tuple[str, ...], Snapshot] = {}
+        self._checked: set[ExecSpec] = set()
+        self._has_trunks = False
+        self._jobs: dict[str, str] = {}  # of this call: run or trunk id to the name of its task's job
+
+    def all(self, cells: Sequence[CellRun]) -> list[End]:
+        for cell in cells:
+            self._store.publish_spec(cell.resolved.run)
+        most = self._settings.array_size or self._slurm.max_array_size()
+        while True:
+            last = self._submissions.last()
+            standings = Standings(self._store, self._slurm)
+            todo = [cell for cell in cells if self._is_missing(standings.of(cell.run_id))]
+            if self._pass_through(todo, standings, last, most):
+                break
+        standings = Standings(self._store, self._slurm)
+        ends = [self._end(cell, standings.of(cell.run_id)) for cell in cells]
+        self._say_jobs()
+        return ends
+
+    def evaluations(self, cells: Sequence[CellRun]) -> list[End]:
+        """Submit the evaluations that finished runs have not had. Asked for twice, a run may be evaluated twice at once;
+        the first record stands."""
+        done = [cell for cell in cells if self._store.status(cell.run_id) == "done"]
+        todo = [cell for cell in done if not is_evaluated(self._store, cell.resolved.run)]
+        groups: dict[ExecSpec, list[tuple[Item, ...]]] = {}
+        for cell in self._in_order(todo):
+            alone = replace(cell.resolved.execution, nodes=1, gpus_per_node=1)
+            item = Item(kind="eval", run_id=cell.run_id, name=cell.cell.name, row=cell.cell.row, seed=cell.cell.seed)
+            groups.setdefault(alone, []).append((item,))
+        most = self._settings.array_size or self._slurm.max_array_size()
+        for execution, tasks in groups.items():
+            for begin in range(0, len(tasks), most):
+                array = _Array(tasks=tuple(tasks[begin : begin + most]), execution=execution)
+                self._check_script(array)
+                while self._submit(self._submissions.last() + 1, array) is None:
+                    pass  # another process had that number
+        self._say_jobs()
+        return [
+            End(cell=cell, status="submitted", message="its evaluation")
+            if cell in todo
+            else End(cell=cell, status="done")
+            if cell in done
+            else End(cell=cell, status="failed", message="not done, so it cannot be evaluated yet")
+            for cell in cells
+        ]
+
+    def _is_missing(self, standing: Standing) -> bool:
+        return standing.status in ("new", "interrupted", "lost", "failed")
+
+    def _pass_through(self, todo: Sequence[CellRun], standings: Standings, last: int, most: int) -> bool:
+        """Submit all of it; False where another process has published an intent meanwhile."""
+        number = last
+        trunks = trunk_jobs(todo, self._store)
+        for arrays in (self._trunk_arrays(trunks, todo, standings, most), self._run_arrays(trunks, todo, most)):
+            for array in arrays:  # made as they come: those of branches name the jobs of their trunks
+                self._check_script(array)
+                number += 1
+                job_id = self._submit(number, array)
+                if job_id is None:
+                    return False
+                if self._settings.evaluate and array.tasks[0][0].kind == "run":
+                    number += 1
+                    if self._submit(number, _evaluations(array, job_id)) is None:
+                        return False
+        return True
+
+    def _trunk_arrays(
+        self, trunks: Sequence[TrunkJob], todo: Sequence[CellRun], standings: Standings, most: int
+    ) -> Iterator[_Array]:
+        names = {cell.run_id: cell for cell in todo}
+        groups: dict[ExecSpec, list[tuple[Item, ...]]] = {}
+        for job in trunks:
+            queued = standings.trunk_job_id(job.trunk_id, job.points)
+            if queued is not None:
+                self._jobs[job.trunk_id] = queued
+            if job.trunk_id in self._jobs:
+                continue
+            longest = next(cell for cell in todo if cell.resolved.run == job.run)
+            first = names[job.branches[0]]
+            item = Item(
+                kind="trunk",
+                run_id=longest.run_id,
+                name=f"trunk of {first.cell.name}",
+                row=first.cell.row,
+                seed=first.cell.seed,
+                trunk_id=job.trunk_id,
+                points=job.points,
+                branches=job.branches,
+            )
+            groups.setdefault(job.execution, []).append((item,))
+        for execution, tasks in groups.items():
+            for begin in range(0, len(tasks), most):
+                yield _Array(tasks=tuple(tasks[begin : begin + most]), execution=execution)
+
+    def _run_arrays(self, trunks: Sequence[TrunkJob], todo: Sequence[CellRun], most: int) -> Iterator[_Array]:
+        """Cells of one ExecSpec that wait for the same trunk, or for none, in the order in which they should start."""
+        trunk_of = {run_id: job.trunk_id for job in trunks for run_id in job.branches}
+        k = self._settings.runs_per_gpu
+        groups: dict[tuple[ExecSpec, str | None], list[Item]] = {}
+        for cell in self._in_order(todo):
+            trunk = trunk_of.get(cell.run_id)
+            item = Item(
+                kind="run",
+                run_id=cell.run_id,
+                name=cell.cell.name,
+                row=cell.cell.row,
+                seed=cell.cell.seed,
+                predicted_hours=self._asked.predicted_hours.get(cell.run_id),
+                trunk_id=trunk,
+            )
+            groups.setdefault((cell.resolved.execution, trunk), []).append(item)
+        for (execution, trunk), items in groups.items():
+            dependency = "" if trunk is None else f"afterany:{self._jobs[trunk]}"
+            tasks = [tuple(items[begin : begin + k]) for begin in range(0, len(items), k)]
+            for begin in range(0, len(tasks), most):
+                yield _Array(tasks=tuple(tasks[begin : begin + most]), execution=execution, dependency=dependency)
+
+    def _in_order(self, cells: Sequence[CellRun]) -> list[CellRun]:
+        """Seeds in the order that they came in; within a seed greater priorities first."""
+        seeds = {seed: place for place, seed in enumerate(dict.fromkeys(cell.cell.seed for cell in cells))}
+        priority = self._settings.priority
+        return sorted(cells, key=lambda cell: (seeds[cell.cell.seed], -priority.get(cell.cell.row, 0.0)))
+
+    # --- one job ---
+
+    def _submit(self, number: int, array: _Array) -> str | None:
+        """Write the intent down, and have the scheduler take it; its job's id, None where the number is taken."""
+        intent = self._intent(array)
+        if not self._submissions.publish(number, intent):
+            return None
+        script = self._submissions.directory(number) / "script.sh"
+        try:
+            script.write_text(self._script(number, intent, array))
+            answer = Answer(job_id=self._slurm.submit(script))
+        except NoAnswerError as error:
+            # It may have taken the job, and only its word was lost. Who asks next finds out, if this cannot.
+            answer = Answer(job_id=self._slurm.named(intent.job_name), message=str(error))
+        except (SchedulerError, OSError) as error:
+            answer = Answer(job_id=None, message=str(error))
+        stands = self._submissions.publish_answer(number, answer)
+        if stands.job_id != answer.job_id and answer.job_id is not None:
+            self._slurm.cancel([answer.job_id])  # somebody took this process for dead, and has said that there is none
+        if stands.job_id is None:
+            raise Refused(
+                f"the scheduler did not take submission {number} ({len(array.tasks)} tasks): {stands.message}. "
+                f"{self._so_far()}; the same command submits what is missing"
+            )
+        for index, items in enumerate(array.tasks):
+            for item in items:
+                if item.kind == "trunk":
+                    self._has_trunks = True
+                of = item.trunk_id if item.kind == "trunk" and item.trunk_id is not None else item.run_id
+                if item.kind == "eval":
+                    of = f"evaluation of {of}"
+                self._jobs[of] = f"{stands.job_id}_{index}"
+        return stands.job_id
+
+    def _intent(self, array: _Array) -> Intent:
+        snapshot = self._snapshot(array.execution)
+        execution = encode(array.execution)
+        if snapshot is not None:
+            execution["mixers"] = [str(path) for path in snapshot.mixers]
+        name = "".join(c if c.isalnum() or c in "-_." else "-" for c in self._asked.sweep)[:_NAME_CHARACTERS]
+        return Intent(
+            job_name=f"{name}-{secrets.token_hex(4)}",
+            created_at=now(),
+            owner={**this_process(), "user": getpass.getuser()},
+            sweep=self._asked.sweep,
+            overrides=tuple(self._asked.overrides),
+            tasks=array.tasks,
+            execution=execution,
+            resources=dict(self._config_of_settings()),
+            snapshot=None if snapshot is None else snapshot.digest,
+            checkpoints=str(self._store.checkpoints_root.absolute()),
+            data=str(self._store.data_root.absolute()),
+            dependency=array.dependency,
+            command=tuple(sys.argv),
+            notify=self._asked.notify,
+        )
+
+    def _config_of_settings(self) -> Mapping[str, Any]:
+        return {key: value for key, value in vars(self._settings).items() if value not in (None, (), {})}
+
+    def _snapshot(self, execution: ExecSpec) -> Snapshot | None:
+        if not self._settings.snapshot:
+            return None
+        if execution.mixers not in self._snapshots:
+            self._snapshots[execution.mixers] = take_snapshot(self._store, execution.mixers)
+        return self._snapshots[execution.mixers]
+
+    def _check_script(self, array: _Array) -> None:
+        """Have the scheduler look at a job like this one before the first is submitted. Raises Refused."""
+        if array.execution in self._checked:
+            return
+        self._checked.add(array.execution)
+        intent = replace(self._intent(array), dependency="")
+        with tempfile.TemporaryDirectory() as directory:
+            script = Path(directory) / "script.sh"
+            script.write_text(self._script(0, intent, array))
+            try:
+                self._slurm.check(script)
+            except SchedulerError as error:
+                raise Refused(f"the scheduler would not take these jobs: {error}. {self._so_far()}") from error
+
+    def _so_far(self) -> str:
+        return f"{self._what()} were submitted before" if self._jobs else "Nothing was submitted"
+
+    def _script(self, number: int, intent: Intent, array: _Array) -> str:
+        """What sbatch is given, by submitit."""
+        import submitit
+
+        settings, execution = self._settings, array.execution
+        directory = self._submissions.directory(number).absolute()
+        on_gpu = execution.device.startswith("cuda")
+        side_by_side = max(len(items) for items in array.tasks)
+        executor = submitit.SlurmExecutor(folder=directory)
+        options: dict[str, Any] = {"output": f"{directory}/%A_%a.out", "requeue": True}
+        if intent.dependency:
+            options |= {"dependency": intent.dependency, "kill-on-invalid-dep": "yes"}
+        options |= {key: True if value is None else value for key, value in settings.sbatch.items()}
+        parameters: dict[str, Any] = {
+            "job_name": intent.job_name,
+            "partition": settings.partition,
+            "account": settings.account,
+            "qos": settings.qos,
+            "time": settings.time_min,
+            "mem": settings.mem,
+            "constraint": settings.constraint,
+            "nodes": execution.nodes,
+            "ntasks_per_node": execution.gpus_per_node,
+            "cpus_per_task": settings.cpus_per_task or execution.threads * side_by_side,
+            "gpus_per_node": execution.gpus_per_node if on_gpu else None,
+            "signal_delay_s": settings.grace_s,
+            "setup": [*settings.setup, *self._environment(number, intent)],
+            "stderr_to_stdout": True,
+            "wckey": None,
+            "use_srun": False,  # of our own, for the output is one file
+            "additional_parameters": options,
+        }
+        executor.update_parameters(**parameters)
+        executor.parameters["map_count"] = len(array.tasks)
+        executor.parameters["array_parallelism"] = settings.throttle or len(array.tasks)
+        return executor._make_submission_file_text(self._command(number, execution), "") + "\n"
+
+    def _environment(self, number: int, intent: Intent) -> list[str]:
+        root = _ROOT if intent.snapshot is None else self._store.root.absolute() / "snapshots" / intent.snapshot
+        return [
+            f"export PYTHONPATH={shlex.quote(str(root))}${{PYTHONPATH:+:$PYTHONPATH}}",
+            f"export HYBRID_SUBMISSION={number}",
+        ]
+
+    def _command(self, number: int, execution: ExecSpec) -> str:
+        """srun takes the place of the shell, which a signal would end. -P: not what the working directory holds."""
+        python = shlex.quote(sys.executable) if self._settings.python is None else self._settings.python
+        several = " --kill-on-bad-exit=1" if _ranks(execution) > 1 else ""
+        store = shlex.quote(str(self._store.root.absolute()))
+        return f"exec srun --unbuffered{several} {python} -P -u -m sweeps.task {store} {number}"
+
+    # --- what is said ---
+
+    def _end(self, cell: CellRun, standing: Standing) -> End:
+        if is_final(standing.status):
+            return End(cell=cell, status=standing.status)
+        job = self._jobs.get(cell.run_id)
+        if job is not None:
+            return End(cell=cell, status="submitted", message=f"job {job}")
+        where = f"job {standing.job.job_id}" if standing.job is not None else standing.note or "elsewhere"
+        return End(cell=cell, status="submitted", message=f"{standing.status} already: {where}")
+
+    def _what(self) -> str:
+        """What was submitted, in words."""
+        evaluations = sum(name.startswith("evaluation of ") for name in self._jobs)
+        counts = {("runs and trunks" if self._has_trunks else "runs"): len(self._jobs) - evaluations}
+        counts["evaluations"] = evaluations
+        return " and ".join(f"{count} {what}" for what, count in counts.items() if count)
+
+    def _say_jobs(self) -> None:
+        ids = list(dict.fromkeys(job.partition("_")[0] for job in self._jobs.values()))
+        if ids:
+            jobs = f"job {ids[0]}" if len(ids) == 1 else f"jobs {', '.join(ids)}"
+            say(f"submitted {self._what()} as {jobs}")
+
+
+def _evaluations(array: _Array, job_id: str) -> _Array:
+    """The evaluations of an array's runs: each of its tasks when the one that trained them has succeeded; where that
+    one fails, the scheduler cancels it."""
+    tasks = tuple(tuple(replace(item, kind="eval") for item in items) for items in array.tasks)
+    execution = replace(array.execution, nodes=1, gpus_per_node=1)
+    return _Array(tasks=tasks, execution=execution, dependency=f"aftercorr:{job_id}")
+
+
+def _until_ended(ends: Sequence[End], store: Store, slurm: Slurm, asked: Asked) -> list[End]:
+    """Wait until no run is queued or running any more, with progress. Ctrl-C stops the waiting, not the runs."""
+    waiting = {end.cell.run_id: end for end in ends if end.status == "submitted"}
+    ended = [end for end in ends if end.status != "submitted"]
+    began = time.monotonic()
+    try:
+        with SweepProgress(len(waiting)) as progress:
+            while waiting:
+                standings = Standings(store, slurm)
+                live: dict[str, tuple[int, int, float | None, float]] = {}
+                for run_id, end in list(waiting.items()):
+                    standing = standings.of(run_id)
+                    if standing.status == "running":
+                        live[end.cell.cell.name] = _progress(end.cell, store)
+                    if standing.status in ("queued", "running"):
+                        continue
+                    del waiting[run_id]
+                    ended.append(_ended(end.cell, standing))
+                    progress.ended(end.cell.cell.name, f"{ended[-1].status} after {duration(time.monotonic() - began)}")
+                progress.running(live)
+                if waiting:
+                    time.sleep(_LOOK_EVERY_S)
+    except KeyboardInterrupt:
+        say(f"stopped waiting; {len(waiting)} runs go on: python -m sweeps status {asked.sweep}")
+        ended += waiting.values()
+    return ended
+
+
+def _ended(cell: CellRun, standing: Standing) -> End:
+    if is_final(standing.status):
+        return End(cell=cell, status=standing.status)
+    message = standing.note
+    if standing.error is not None:
+        message = f"{standing.error.get('class')}: {str(standing.error.get('message')).splitlines()[0]}"
+    return End(cell=cell, status="interrupted" if standing.status == "interrupted" else "failed", message=message)
+
+
+def _progress(cell: CellRun, store: Store) -> tuple[int, int, float | None, float]:
+    lines = [line for line in store.metrics(cell.run_id) if "train_loss_nats" in line]
+    last = lines[-1] if lines else {"step": 0}
+    return last["step"], cell.resolved.run.train_steps, last.get("train_loss_nats"), last.get("tokens_per_s", 0.0)

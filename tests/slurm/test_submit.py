@@ -1,0 +1,253 @@
+"""`sweeps submit --on slurm` on a real cluster: what is submitted, what is not, and what is said where it cannot be."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from sweeps.submissions import Submissions
+from tests.slurm.cluster import Cluster, wait_until
+from tests.slurm.sweep import REPO, ask, assert_whole, record, slurm_states, small_sweep, undisturbed
+
+pytestmark = [pytest.mark.slurm, pytest.mark.usefixtures("slurm")]
+
+
+def test_a_sweep_is_submitted_at_once_and_comes_out_whole(tmp_path: Path) -> None:
+    sweep = small_sweep(tmp_path)
+    said = sweep.submit()
+    assert "6 runs are with the scheduler" in said
+    (submission,) = Submissions(sweep.store).all()
+    assert submission.job_id is not None
+    assert said.count(submission.job_id) >= 1
+    assert [item.seed for _, item in submission.items()] == [1, 1, 1, 2, 2, 2]
+    sweep.wait()
+    assert_whole(sweep, undisturbed(sweep, tmp_path))
+    wait_until(lambda: set(slurm_states(sweep)) == {"COMPLETED"}, "Slurm says so too", 20)
+
+
+def test_run_py_with_the_slurm_launcher_submits_the_same(tmp_path: Path) -> None:
+    sweep = small_sweep(tmp_path, seeds=1)
+    words = [
+        "run.py",
+        "-m",
+        *sweep.overrides,
+        f"store.root={sweep.store.root}",
+        "hydra/launcher=slurm",
+        "exec.wait=true",
+    ]
+    said = ask([sys.executable, *words])
+    assert "3 of 3 cells finished" in said
+    assert sweep.is_done()
+    assert len(sweep.job_ids()) == 1
+
+
+def test_what_is_queued_running_or_done_is_not_submitted_again_and_new_rows_are(tmp_path: Path) -> None:
+    sweep = small_sweep(tmp_path, "sweep.only=[attention 2nd]", steps=1000, seeds=1)
+    sweep.submit()
+    wait_until(lambda: sweep.statuses()["running"] == 1, "it runs", 60, sweep.explain)
+    sweep.submit()
+    assert len(sweep.job_ids()) == 1
+    more = small_sweep(tmp_path, steps=1000, seeds=1)
+    more.submit()
+    assert len(sweep.job_ids()) == 2
+    assert {item.row for _, item in Submissions(sweep.store).all()[1].items()} == {"attention 3rd", "no attention"}
+    more.wait()
+    assert set(more.attempts().values()) == {1}
+    more.submit()
+    assert len(sweep.job_ids()) == 2
+
+
+def test_more_cells_than_an_array_may_have_become_several_arrays(tmp_path: Path) -> None:
+    """The cluster of the tests allows 25."""
+    sweep = small_sweep(tmp_path, steps=8, seeds=10)
+    sweep.submit("hydra.launcher.throttle=12", "hydra.launcher.priority={no attention: 1}")
+    sizes = [len(submission.intent.tasks) for submission in Submissions(sweep.store).all()]
+    assert sizes == [25, 5]
+    first = [item for _, item in Submissions(sweep.store).all()[0].items()][:6]
+    assert [(item.row, item.seed) for item in first] == [
+        ("no attention", 1),
+        ("attention 2nd", 1),
+        ("attention 3rd", 1),
+        ("no attention", 2),
+        ("attention 2nd", 2),
+        ("attention 3rd", 2),
+    ]
+    sweep.wait(240)
+
+
+def test_small_runs_share_a_task_and_fail_alone(tmp_path: Path) -> None:
+    """The run whose directory is a file cannot be claimed."""
+    sweep = small_sweep(tmp_path, steps=20, seeds=2)
+    sweep.submit(
+        "hydra.launcher.runs_per_gpu=6", "hydra.launcher.cpus_per_task=2", "hydra.launcher.sbatch={begin: now+5}"
+    )
+    broken = sweep.run_ids[3]
+    (sweep.store.run_dir(broken) / "attempts").write_text("")
+    wait_until(lambda: sweep.statuses()["done"] == 5, "the others are done", 90, sweep.explain)
+    assert len(sweep.job_ids()) == 1
+    wait_until(lambda: slurm_states(sweep) == ["FAILED"], "Slurm knows that one failed", 30)
+    assert len({path.read_text() for path in sweep.store.root.glob("runs/*/*/attempts/*/log.txt")}) == 5
+
+
+def test_two_submissions_of_the_same_at_once_submit_every_run_once(tmp_path: Path) -> None:
+    sweep = small_sweep(tmp_path, steps=10, seeds=2)
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(lambda _: sweep.submit(), range(2)))
+    submitted = [item.run_id for one in Submissions(sweep.store).all() if one.job_id for _, item in one.items()]
+    assert sorted(submitted) == sorted(sweep.run_ids)
+    sweep.wait()
+    assert set(sweep.attempts().values()) == {1}
+
+
+def test_an_answer_that_was_lost_is_found_again_by_the_name_of_the_job(tmp_path: Path) -> None:
+    """An sbatch on the PATH that submits, and then kills whoever called it."""
+    sweep = small_sweep(tmp_path, steps=10, seeds=1)
+    real = subprocess.run(["which", "sbatch"], capture_output=True, text=True, check=True).stdout.strip()
+    fake = tmp_path / "bin" / "sbatch"
+    fake.parent.mkdir()
+    fake.write_text(f'#!/bin/bash\n{real} "$@" || exit\n[[ "$*" == *--test-only* ]] || kill -9 $PPID\n')
+    fake.chmod(0o755)
+    environment = {**os.environ, "PATH": f"{fake.parent}:{os.environ['PATH']}"}
+    done = subprocess.run(sweep.command(), cwd=REPO, env=environment, capture_output=True, timeout=60, check=False)
+    assert done.returncode == -signal.SIGKILL
+    assert Submissions(sweep.store).all()[0].answer is None
+    sweep.submit()
+    assert len(sweep.job_ids()) == 1
+    sweep.wait()
+    assert set(sweep.attempts().values()) == {1}
+
+
+def test_a_command_killed_before_sbatch_leaves_nothing_that_is_waited_for(tmp_path: Path) -> None:
+    sweep = small_sweep(tmp_path, steps=10, seeds=1)
+    fake = tmp_path / "bin" / "sbatch"
+    real = subprocess.run(["which", "sbatch"], capture_output=True, text=True, check=True).stdout.strip()
+    fake.parent.mkdir()
+    fake.write_text(f'#!/bin/bash\nif [[ "$*" == *--test-only* ]]; then exec {real} "$@"; fi\nkill -9 $PPID\n')
+    fake.chmod(0o755)
+    environment = {**os.environ, "PATH": f"{fake.parent}:{os.environ['PATH']}"}
+    subprocess.run(sweep.command(), cwd=REPO, env=environment, capture_output=True, timeout=60, check=False)
+    sweep.submit()
+    assert len(sweep.job_ids()) == 1
+    sweep.wait()
+
+
+def test_a_job_runs_the_code_as_it_was_at_submission(tmp_path: Path) -> None:
+    sweep = small_sweep(tmp_path, steps=10, seeds=1)
+    sweep.submit("hydra.launcher.sbatch={begin: now+2}")
+    (snapshot,) = (sweep.store.root / "snapshots").iterdir()
+    script = next(sweep.store.root.glob("submissions/*/script.sh")).read_text()
+    assert f"PYTHONPATH={snapshot}" in script
+    sweep.wait()
+    for run_id in sweep.run_ids:
+        provenance = record(sweep.store, run_id)["provenance"]
+        assert provenance["snapshot"] == snapshot.name
+        assert provenance["git_commit"] == json.loads((snapshot / "snapshot.json").read_text())["git_commit"]
+
+
+def test_variables_of_a_job_around_it_do_not_leak_into_what_is_submitted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sweep = small_sweep(tmp_path, steps=10, seeds=1)
+    for name in ("SLURM_JOB_ID", "SLURM_NTASKS", "SLURM_ARRAY_TASK_ID", "SBATCH_PARTITION", "SBATCH_TIMELIMIT"):
+        monkeypatch.setenv(name, "77")
+    sweep.submit()
+    sweep.wait()
+
+
+def test_evaluation_is_a_job_of_its_own_that_goes_with_a_training_that_fails(tmp_path: Path) -> None:
+    sweep = small_sweep(tmp_path, steps=10, seeds=1)
+    sweep.submit("hydra.launcher.evaluate=true", "hydra.launcher.sbatch={begin: now+5}")
+    broken, *others = sweep.run_ids
+    (sweep.store.run_dir(broken) / "attempts").write_text("")
+    evaluated = [sweep.store.run_dir(run_id) / "evals" for run_id in others]
+    wait_until(lambda: all(path.exists() for path in evaluated), "two are evaluated", 120, sweep.explain)
+    training, evaluation = sweep.job_ids()
+
+    def nothing_left() -> bool:
+        jobs = subprocess.run(
+            ["squeue", "-h", "-j", f"{training},{evaluation}"], capture_output=True, text=True, check=False
+        )
+        return not jobs.stdout.strip()
+
+    wait_until(nothing_left, "nothing is left pending", 60)
+    assert not (sweep.store.run_dir(broken) / "evals").exists()
+
+
+def test_evaluation_alone_is_submitted_once_the_runs_are_done(tmp_path: Path) -> None:
+    sweep = small_sweep(tmp_path, steps=10, seeds=1)
+    sweep.submit()
+    sweep.wait()
+    assert "3 evaluations submitted, 0 were there" in sweep.submit("mode=eval")
+    evaluated = [sweep.store.run_dir(run_id) / "evals" for run_id in sweep.run_ids]
+    wait_until(lambda: all(list(path.glob("*/record.json")) for path in evaluated), "they are evaluated", 60)
+    assert "0 evaluations submitted, 3 were there" in sweep.submit("mode=eval")
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        (("hydra.launcher.partition=gpus",), ["hydra.launcher.partition = gpus: not of this cluster", "main"]),
+        (("hydra.launcher.account=labs", "hydra.launcher.qos=fast"), ["did you mean lab?", "qos = fast"]),
+        (("hydra.launcher.time=2", "exec.checkpoint_every_s=600"), ["at least one checkpoint interval", "12 minutes"]),
+        (("hydra.launcher.time=soon", "hydra.launcher.mem=much"), ["time = 'soon'", "mem = 'much'"]),
+        (("hydra.launcher.priority={Llama: 1}",), ["no such row", "attention 2nd"]),
+        (("exec.nodes=8",), ["would not take", "Nothing was submitted"]),
+        (("hydra.launcher.constraint=quantum",), ["would not take", "feature"]),
+        (("hydra.launcher.sbatch={array: 1-4}",), ["array_size or throttle"]),
+        (("hydra.launcher.sbatch={nonsense: 1}",), ["nonsense", "Nothing was submitted"]),
+    ],
+)
+def test_what_the_cluster_would_not_take_is_said_before_anything_is_submitted(
+    slurm: Cluster, tmp_path: Path, settings: tuple[str, ...], said: list[str]
+) -> None:
+    sweep = small_sweep(tmp_path, steps=10, seeds=1)
+    done = subprocess.run(sweep.command(*settings), cwd=REPO, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode in (1, 2), done.stdout + done.stderr
+    for words in said:
+        assert words in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not list(sweep.store.root.glob("submissions/*.json"))
+    assert slurm.jobs_of(tmp_path) == []
+
+
+def test_without_slurm_on_the_path_there_is_one_clear_message(tmp_path: Path) -> None:
+    sweep = small_sweep(tmp_path)
+    done = subprocess.run(
+        sweep.command("hydra.launcher.throttle=0"),
+        cwd=REPO,
+        env={**os.environ, "PATH": "/nowhere"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert "there is no sbatch on the PATH" in done.stderr
+    assert "throttle" in done.stderr
+
+
+def test_branches_wait_for_their_trunk_and_go_on_from_it(tmp_path: Path) -> None:
+    sweep = small_sweep(tmp_path, "schedule.cooldown_tokens=1024", "budget.tokens=5120,10240", seeds=1)
+    sweep.submit()
+    kinds = [item.kind for one in Submissions(sweep.store).all() for _, item in one.items()]
+    assert kinds == ["trunk"] * 3 + ["run"] * 6
+    sweep.wait(180)
+    starts = [sweep.store.branched_from(run_id) for run_id in sweep.run_ids]
+    assert all(start is not None for start in starts)
+
+
+def test_waiting_stops_at_ctrl_c_and_the_runs_go_on(tmp_path: Path) -> None:
+    sweep = small_sweep(tmp_path, steps=400, seeds=1)
+    process = subprocess.Popen(sweep.command("--wait"), cwd=REPO, stderr=subprocess.PIPE, text=True)
+    wait_until(lambda: bool(sweep.store.requests()) and sweep.statuses()["running"] > 0, "it runs", 60)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=20)
+    assert "stopped waiting" in said
+    time.sleep(1)
+    sweep.wait()
