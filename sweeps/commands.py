@@ -10,7 +10,7 @@ import select
 import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TextIO, TypeVar, cast
 
@@ -25,6 +25,7 @@ from sweeps.evidence import chosen_rows, evidence, rows_of
 from sweeps.guards import check_limits, limits_text
 from sweeps.identity import run_id
 from sweeps.launch import Asked, End, EndStatus, Launcher
+from sweeps.notify import NotifySettings, after_run, read_notify_settings
 from sweeps.outcome import outcome_text
 from sweeps.plan import Plan, make_plan
 from sweeps.plan_json import as_json
@@ -69,6 +70,7 @@ class Surroundings:
     generation: GenerateConfig
     store: Store
     wait: bool
+    notify: NotifySettings
 
 
 def open_store(config: Mapping[str, Any]) -> Store:
@@ -277,6 +279,9 @@ def _run(expansion: Expansion, around: Surroundings, launcher: Launcher) -> int:
     elif code != EXIT_INTERRUPTED:
         code = max(code, _report_choices(choices))
     _report_outcome(ends, as_planned, store)
+    for end in ends:
+        if end.status in ("done", "diverged", "failed"):
+            after_run(store, asked.sweep, asked.overrides, end.cell.run_id, around.notify, say)
     cells = sum(not cell.run.is_tuning for cell in plan.cells)
     say(f"\n{finished} of {cells} cells finished; request: {path}")
     if submitted:
@@ -297,7 +302,13 @@ def _asked(sweep: str, overrides: Sequence[str], plan: Plan, around: Surrounding
     """What a launcher is told beside the cells."""
     hours = {cell.run.run_id: cell.hours(cell.own_steps) for cell in plan.startable}
     known = {run_id: hour for run_id, hour in hours.items() if hour is not None}
-    return Asked(sweep=sweep, overrides=tuple(overrides), predicted_hours=known, wait=around.wait)
+    return Asked(
+        sweep=sweep,
+        overrides=tuple(overrides),
+        predicted_hours=known,
+        notify=asdict(around.notify),
+        wait=around.wait,
+    )
 
 
 def _is_interrupted(ends: Sequence[End]) -> bool:
@@ -365,9 +376,10 @@ def _surroundings(config: Mapping[str, Any]) -> Surroundings:
     plan = keep(lambda: read_plan_settings(config["plan"]))
     store = keep(lambda: open_store(config))
     wait = keep(lambda: decode(bool, config["exec"]["wait"], "exec.wait"))
-    if problems or generation is None or plan is None or store is None or wait is None:
+    notify = keep(lambda: read_notify_settings(config["notify"]))
+    if problems or generation is None or plan is None or store is None or wait is None or notify is None:
         raise ConfigError(problems)
-    return Surroundings(mode=cast(Mode, mode), plan=plan, generation=generation, store=store, wait=wait)
+    return Surroundings(mode=cast(Mode, mode), plan=plan, generation=generation, store=store, wait=wait, notify=notify)
 
 
 def _generation(config: Mapping[str, Any]) -> GenerateConfig:

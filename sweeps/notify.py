@@ -87,6 +87,8 @@ def after_run(
     """
     try:
         chosen = settings if isinstance(settings, NotifySettings) else read_notify_settings(dict(settings))
+        if not (chosen.wants("end") or chosen.wants("failure")):
+            return
         asked = [request for request in store.requests(sweep) if request.overrides == tuple(overrides)]
         if chosen.wants("failure"):
             _tell_failure(store, sweep, overrides, asked[-1] if asked else None, run_id, chosen, log)

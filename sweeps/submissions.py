@@ -32,8 +32,8 @@ ItemKind = Literal["run", "trunk", "eval"]
 class Item:
     """A run to be trained or evaluated, or a trunk: its id, the name of its (first) cell and that one's row and seed.
 
-    Of a trunk `run_id` is the longest of `branches`, whose spec it is trained with, up to the steps `points`. A run with
-    a `trunk_id` waits for that trunk, and fails with it.
+    Of a trunk `run_id` is the longest of `branches`, whose spec it is trained with, up to the steps `points`. A run
+    with a `trunk_id` waits for that trunk, and fails with it.
     """
 
     kind: ItemKind

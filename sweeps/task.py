@@ -16,7 +16,7 @@ from sweeps.stopping import StopFlag
 if TYPE_CHECKING:
     from hybrid.spec import ExecSpec
     from sweeps.store import Store
-    from sweeps.submissions import Submission
+    from sweeps.submissions import Item, Submission
 
 _POLL_S = 0.5
 
@@ -55,6 +55,7 @@ def main(arguments: Sequence[str]) -> int:
     items = intent.tasks[index]
     if len(items) == 1:
         code = carry_out(store, items[0], execution, stop=stop, submission=number)
+        _tell(store, submission, items[0])
     else:
         code = _side_by_side(store, submission, index, execution, stop)
     if code == EXIT_STOPPED:
@@ -105,8 +106,23 @@ def _child(store: "Store", number: int, index: int, place: int, execution: "Exec
     from sweeps.submissions import Submissions
 
     unblock_signals()
-    item = Submissions(store).get(number).intent.tasks[index][place]
-    sys.exit(carry_out(store, item, execution, stop=stop, submission=number, again=False))
+    submission = Submissions(store).get(number)
+    item = submission.intent.tasks[index][place]
+    code = carry_out(store, item, execution, stop=stop, submission=number, again=False)
+    _tell(store, submission, item)
+    sys.exit(code)
+
+
+def _tell(store: "Store", submission: "Submission", item: "Item") -> None:
+    """Let those know who asked to, if a run has ended, and with it perhaps its request; the first rank does."""
+    import os
+
+    from sweeps.notify import after_run
+    from sweeps.progress import say
+
+    if item.kind == "run" and os.environ.get("SLURM_PROCID", "0") == "0":
+        intent = submission.intent
+        after_run(store, intent.sweep, intent.overrides, item.run_id, intent.notify, say)
 
 
 if __name__ == "__main__":

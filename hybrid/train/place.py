@@ -44,9 +44,10 @@ class Place:
         """What srun says of this task; None for a step of one task, and outside Slurm."""
         if "SLURM_PROCID" not in environment or int(environment.get("SLURM_NTASKS", "1")) < 2:
             return None
-        # The first task is on the step's first node, which is mostly the one that called srun.
+        # The first task is on the step's first node, which is mostly the one that called srun. A name may have to be
+        # looked up for long.
         nodes = environment.get("SLURM_STEP_NODELIST") or environment.get("SLURM_JOB_NODELIST", "")
-        hosts = (first_host(nodes), environment.get("SLURM_LAUNCH_NODE_IPADDR", ""))
+        hosts = (environment.get("SLURM_LAUNCH_NODE_IPADDR", ""), first_host(nodes))
         names = ("SLURM_CLUSTER_NAME", "SLURM_JOB_ID", "SLURM_STEP_ID", "SLURM_RESTART_COUNT")
         return cls(
             rank=int(environment["SLURM_PROCID"]),

@@ -24,7 +24,7 @@ from sweeps.launch import Asked, End, Launcher
 from sweeps.launch.slurm_settings import WHERE, SlurmSettings, read_slurm_settings
 from sweeps.progress import SweepProgress, say
 from sweeps.scheduler import NoAnswerError, SchedulerError, Slurm
-from sweeps.snapshot import Snapshot, take_snapshot
+from sweeps.snapshot import Snapshot, snapshot_dir, take_snapshot
 from sweeps.standing import Standing, Standings
 from sweeps.store import Store, StoreError, is_final, now, this_process
 from sweeps.submissions import Answer, Intent, Item, Submissions
@@ -295,6 +295,7 @@ class _Submitting:
         intent = self._intent(array)
         if not self._submissions.publish(number, intent):
             return None
+        self._snapshot_again(intent, array)
         script = self._submissions.directory(number) / "script.sh"
         try:
             script.write_text(self._script(number, intent, array))
@@ -355,6 +356,11 @@ class _Submitting:
             self._snapshots[execution.mixers] = take_snapshot(self._store, execution.mixers)
         return self._snapshots[execution.mixers]
 
+    def _snapshot_again(self, intent: Intent, array: _Array) -> None:
+        """What `sweeps gc` found nobody to need, before the intent said who does, is made again."""
+        if intent.snapshot is not None and not snapshot_dir(self._store, intent.snapshot).is_dir():
+            take_snapshot(self._store, array.execution.mixers)
+
     def _check_script(self, array: _Array) -> None:
         """Have the scheduler look at a job like this one before the first is submitted. Raises Refused."""
         if array.execution in self._checked:
@@ -410,7 +416,7 @@ class _Submitting:
         return executor._make_submission_file_text(self._command(number, execution), "") + "\n"
 
     def _environment(self, number: int, intent: Intent) -> list[str]:
-        root = _ROOT if intent.snapshot is None else self._store.root.absolute() / "snapshots" / intent.snapshot
+        root = _ROOT if intent.snapshot is None else snapshot_dir(self._store, intent.snapshot).absolute()
         return [
             f"export PYTHONPATH={shlex.quote(str(root))}${{PYTHONPATH:+:$PYTHONPATH}}",
             f"export HYBRID_SUBMISSION={number}",
