@@ -1,4 +1,4 @@
-"""A process and the Slurm job that it is part of: which one it is, why it was told to stop, and asking to be queued again.
+"""A process and the Slurm job that it is part of: which one, why it was told to stop, and asking to be queued again.
 
 A signal alone says little. What `scontrol show job` said when one came (Slurm 22.05, as tests/slurm/cluster.py sets it
 up; Restarts counted from that of the process asked, +0 its own):

@@ -54,7 +54,7 @@ class Gathering(threading.Thread):
 
 
 @lru_cache(maxsize=8)
-def _gathering(root: Path, pid: int) -> Gathering:
+def _gathering(root: Path, _pid: int) -> Gathering:
     gathering = Gathering(Store(root))
     gathering.start()
     return gathering

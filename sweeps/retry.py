@@ -38,8 +38,10 @@ _EPILOG = """examples:
 
 @dataclass(frozen=True, kw_only=True)
 class Failed:
-    """A cell whose run is to be tried again: the class of its newest attempt's end, and how far which attempts ran out
-    of memory: the smallest microbatch that did."""
+    """A cell whose run may be tried again: how its newest attempt ended, and how it was carried out.
+
+    `oom_microbatch` is the smallest microbatch with which any of its attempts ran out of memory, None where none did.
+    """
 
     cell: Cell
     run: RunSpec

@@ -46,7 +46,7 @@ _KEPT_S: Final = 86400.0
 """How long a counter that nobody looks at any more stays in the file."""
 
 _NO_OUTPUT_SIGNAL: Final = 53
-"""What Slurm gives as the signal of a job whose output file it could not open; it has nowhere else to say so."""
+"""What Slurm gives as the signal of a job whose output file it could not open (its error 4021, read as a status)."""
 
 _NO_OUTPUT: Final = "was the store moved, is its disk full or read-only, or not mounted there?"
 
@@ -461,7 +461,7 @@ def _not_begun(place: _Place | None) -> tuple[Status, str]:
         case state:
             assert job is not None
             how = f"signal {job.signal}" if job.signal else f"exit code {job.exit_code}"
-            if job.signal == _NO_OUTPUT_SIGNAL and not job.exit_code:
+            if job.signal == _NO_OUTPUT_SIGNAL:
                 where = f"write to {task.submission.directory} on {job.node or 'its node'}"
                 return "failed", f"job {task.job_id}: {state} before it began it: it could not {where}: {_NO_OUTPUT}"
             return "failed", f"job {task.job_id}: {state} ({how}) before it began it; see python -m sweeps logs"

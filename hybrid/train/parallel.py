@@ -43,7 +43,7 @@ STUCK_S: Final = 20.0
 
 _LEAVE_S: Final = 10.0
 _REASON_S: Final = 3.0
-_TRY_S: Final = 5.0
+_TRY_S: Final = 2.0
 _ANSWER_S: Final = 3 * _TRY_S
 _POLL_S: Final = 0.1
 

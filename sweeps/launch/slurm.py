@@ -23,6 +23,7 @@ from sweeps.cells import CellRun
 from sweeps.launch import Asked, End, Launcher
 from sweeps.launch.slurm_settings import WHERE, SlurmSettings, read_slurm_settings
 from sweeps.progress import SweepProgress, say
+from sweeps.provenance import command
 from sweeps.scheduler import NoAnswerError, SchedulerError, Slurm
 from sweeps.snapshot import Snapshot, snapshot_dir, take_snapshot
 from sweeps.standing import Standing, Standings
@@ -342,7 +343,7 @@ class _Submitting:
             checkpoints=str(self._store.checkpoints_root.absolute()),
             data=str(self._store.data_root.absolute()),
             dependency=array.dependency,
-            command=tuple(sys.argv),
+            command=tuple(command()),
             notify=self._asked.notify,
         )
 

@@ -141,10 +141,12 @@ def test_a_run_that_is_killed_is_looked_into_and_goes_on_where_it_was(run: Distu
 
 
 def test_ahead_of_its_time_limit_a_run_saves_is_queued_again_and_goes_on(run: Disturbed) -> None:
-    run.start("hydra.launcher.time=1", "hydra.launcher.grace_s=55")
+    run.tell("slow")
+    run.submit("hydra.launcher.time=1", "hydra.launcher.grace_s=55")
+    # Slurm looks for such jobs every 30 s: it may be at its first step.
     error = run.error(1)
     assert error["class"] == "timeout"
-    assert error["stopped"]["step"] >= 5
+    assert "before its time limit" in error["message"]
     run.wait_for_steps(2, 1)
     run.finish()
     # On a machine that is slow today it may take more than two lives.

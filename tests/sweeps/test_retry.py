@@ -160,6 +160,10 @@ def test_a_microbatch_that_did_not_fit_is_not_forgotten_after_another_end(store:
     assert found.error_class == "preempted"
     assert found.oom_microbatch == 4
     assert halved(found.oom_microbatch, found.execution.microbatch) == 2
+    attempt(store, small, "oom")
+    attempt(store, whole, "oom")  # somebody asked for it as the first time
+    (found,) = find_failed(store, request, Standings(store, None), None)
+    assert found.oom_microbatch == 2
 
 
 @pytest.mark.parametrize(

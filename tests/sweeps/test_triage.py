@@ -107,6 +107,7 @@ def end(state: str, *, code: int | None = 0, signal: int | None = 0, **more: Any
         (end("CANCELLED", by="1000"), "", "cancelled", "by user 1000"),
         (end("FAILED", code=137, signal=None, peak_bytes=GIB, asked_bytes=GIB), "", "oom", "killed"),
         (end("FAILED", signal=9, peak_bytes=GIB // 2, asked_bytes=GIB), "", "unknown", "out of memory (dmesg on n2)"),
+        (end("FAILED", code=1, peak_bytes=GIB, asked_bytes=GIB), "", "unknown", "exit code 1"),
         (end("FAILED", signal=7), "", "unknown", "bus error"),
         (end("FAILED", signal=11), "", "code", "signal 11"),
         (end("FAILED", code=1), "step 3\nterminate called: std::bad_alloc\n", "oom", "std::bad_alloc"),
