@@ -12,8 +12,9 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from hybrid.spec import ConfigError
-from sweeps.commands import guarded, launcher_of, run_single
+from sweeps.commands import launcher_of, run_single
 from sweeps.compose import Composer, diagnose, explain
+from sweeps.exits import guarded
 from sweeps.launch import Launcher
 from sweeps.launch.inline import Inline
 

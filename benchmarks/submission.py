@@ -6,7 +6,7 @@
 Wall seconds from the start of the command until its last sbatch has answered, on one cluster, in turn. An sbatch in
 front of the real one on the PATH writes down when it returns. Ours plans, prints the plan, copies the code, publishes
 the specs, submits and returns; the peer composes every cell, pickles it, submits and waits, and is ended when its
-sbatch has answered. Its cells are those of benchmarks/noop.py. Jobs are held, and cancelled afterwards: none of them runs.
+sbatch has answered. Its cells are those of benchmarks/noop.py. Jobs are held, and cancelled afterwards.
 """
 
 import argparse

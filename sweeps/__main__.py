@@ -9,9 +9,9 @@ from pathlib import Path
 
 from hybrid.spec import ConfigError
 from sweeps import cancel, housekeeping, retry
-from sweeps.commands import EXIT_OK, guarded, look_at_request, submit_request
 from sweeps.compose import as_override
 from sweeps.curves import SPIKE_RULE, curves, curves_json, curves_text
+from sweeps.exits import EXIT_OK, guarded
 from sweeps.progress import say
 from sweeps.status import choose_requests, diff_text, logs_text, look, requests_text, show_text, status_text
 from sweeps.store import Store
@@ -156,8 +156,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         store = Store(options.store)
         store.check_format()
         if options.command == "submit":
+            from sweeps.commands import submit_request
+
             return submit_request(_overrides(options), options.on)
         if options.command in _OF_REQUESTS:  # a store that is not there yet is an empty one
+            from sweeps.commands import look_at_request
+
             return look_at_request(_overrides(options))
         if options.store != _DEFAULT_STORE and options.command != "import" and not options.store.is_dir():
             raise ConfigError(f"--store {options.store}: there is no such directory")

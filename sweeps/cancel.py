@@ -12,7 +12,7 @@ from typing import Any
 
 from hybrid.decode import decode
 from hybrid.spec import ConfigError, RunSpec
-from sweeps.commands import EXIT_OK, EXIT_SOME_FAILED
+from sweeps.exits import EXIT_OK, EXIT_SOME_FAILED
 from sweeps.progress import say
 from sweeps.scheduler import SchedulerError, Slurm
 from sweeps.status import choose_requests

@@ -6,13 +6,12 @@ stdout is for what was asked for (tables, JSON); everything said on the way goes
 import contextlib
 import os
 import re
-import select
 import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, TextIO, TypeVar, cast
+from typing import Any, Literal, TypeVar, cast
 
 from hybrid.config import read_config
 from hybrid.cost import layout_of
@@ -22,6 +21,7 @@ from hybrid.spec import ConfigError, HubSpec
 from sweeps.cells import UNNAMED, CellRun, Expansion, expand, reference_models
 from sweeps.compose import Composer
 from sweeps.evidence import chosen_rows, evidence, rows_of
+from sweeps.exits import EXIT_INTERRUPTED, EXIT_OK, EXIT_SOME_FAILED
 from sweeps.guards import check_limits, limits_text
 from sweeps.identity import run_id
 from sweeps.launch import Asked, End, EndStatus, Launcher
@@ -37,14 +37,9 @@ from sweeps.standing import Standings
 from sweeps.store import Cell, Store, StoreError, is_final
 from sweeps.submissions import Submissions
 from sweeps.tune import Choices, choose
-from sweeps.worker import GenerateConfig, evaluate_one, explain_failure, generate_one
+from sweeps.worker import GenerateConfig, evaluate_one, generate_one
 
 R = TypeVar("R")
-
-EXIT_OK = 0
-EXIT_SOME_FAILED = 1
-EXIT_MISTAKE = 2
-EXIT_INTERRUPTED = 130
 
 _LISTED = 20
 
@@ -85,62 +80,6 @@ def open_store(config: Mapping[str, Any]) -> Store:
     )
     store.check_format()
     return store
-
-
-def guarded(command: Callable[[], int]) -> int:
-    """Run a command; a user's mistake becomes one clear message and exit code 2, a store or disk that fails exit
-    code 1. Where whoever read the output has gone, as `head` does, it ends without a word, and that is no failure."""
-    try:
-        return _with_messages(command)
-    finally:
-        # What is still buffered would fail at the interpreter's end, where nothing can be caught.
-        for stream in _streams():
-            try:
-                stream.flush()
-            except OSError:
-                _discard(stream)
-
-
-def _with_messages(command: Callable[[], int]) -> int:
-    try:
-        code = command()
-        if sys.stdout is not None:
-            with contextlib.suppress(BrokenPipeError):  # what the command came to stands, read or not
-                sys.stdout.flush()
-        return code
-    except ConfigError as error:
-        message, code = "\n".join(f"error: {line}" for line in error.problems), EXIT_MISTAKE
-    except (StoreError, OSError) as error:
-        if isinstance(error, BrokenPipeError) and any(map(_reader_gone, _streams())):
-            return EXIT_OK
-        message, code = f"error: {explain_failure(error)}", EXIT_SOME_FAILED
-    except KeyboardInterrupt:
-        message, code = "interrupted; the same command goes on where this one stopped", EXIT_INTERRUPTED
-    with contextlib.suppress(BrokenPipeError):
-        say(message)
-    return code
-
-
-def _streams() -> list[TextIO]:
-    """stdout and stderr; a process may have been started without them."""
-    return [stream for stream in (sys.stdout, sys.stderr) if stream is not None]
-
-
-def _reader_gone(stream: TextIO) -> bool:
-    """Whether the stream is a pipe that nobody reads any more."""
-    try:
-        poll = select.poll()
-        poll.register(stream.fileno(), 0)
-        return any(events & (select.POLLERR | select.POLLHUP) for _, events in poll.poll(0))
-    except (OSError, ValueError):  # no file, or closed
-        return False
-
-
-def _discard(stream: TextIO) -> None:
-    """Let what the stream holds, and all that follows, go nowhere."""
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, stream.fileno())
-    os.close(nowhere)
 
 
 def run_request(arguments: Sequence[str], launcher: Launcher) -> int:

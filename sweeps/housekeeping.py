@@ -6,9 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from hybrid.config import parse_count_or_zero
 from hybrid.spec import ConfigError
-from sweeps.plan_settings import parse_size
 from sweeps.progress import say
 from sweeps.store import Store
 from sweeps.text import size_text
@@ -139,7 +137,9 @@ def _placed(store: Store, options: argparse.Namespace) -> Store:
 
 
 def _gc(store: Store, options: argparse.Namespace) -> int:
+    from hybrid.config import parse_count_or_zero
     from sweeps.gc import GcSettings, proposal_text, propose, remove, survey, usage_text
+    from sweeps.plan_settings import parse_size
     from sweeps.scheduler import Slurm
 
     if options.usage:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from hybrid.decode import decode
 from hybrid.spec import ExecSpec, RunSpec
 from sweeps import in_slurm
+from sweeps.exits import explain_failure
 from sweeps.progress import say
 from sweeps.stopping import StopFlag, Stopped
 from sweeps.store import RESUMABLE_CLASSES, Attempts, Store, StoreError, is_final
@@ -21,7 +22,6 @@ from sweeps.worker import (
     EXIT_STOPPED,
     Busy,
     evaluate_one,
-    explain_failure,
     fail_branch,
     give_up,
     lead,

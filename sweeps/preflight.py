@@ -21,6 +21,7 @@ from typing import Any
 from hybrid.memory import train_memory
 from hybrid.spec import ConfigError, ExecSpec, RunSpec
 from sweeps.cells import CellRun
+from sweeps.exits import explain_failure
 from sweeps.launch.processes import fork_server, unblock_signals
 from sweeps.progress import PLAIN_EVERY_S, say
 from sweeps.speed import (
@@ -36,7 +37,7 @@ from sweeps.speed import (
 from sweeps.stopping import StopFlag
 from sweeps.store import Store, describe_os_error
 from sweeps.text import amount, duration, size_text, table
-from sweeps.worker import device_name, explain_failure, made_with, preflight_one
+from sweeps.worker import device_name, made_with, preflight_one
 
 EXIT_OK = 0
 EXIT_SOME_FAILED = 1

@@ -5,15 +5,11 @@ import argparse
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from hybrid.config import Resolved, read_config
 from hybrid.decode import decode, did_you_mean
 from hybrid.spec import ConfigError, ExecSpec, RunSpec
-from sweeps.cells import CellRun
-from sweeps.commands import EXIT_INTERRUPTED, EXIT_OK, EXIT_SOME_FAILED, launcher_of
-from sweeps.compose import Composer, as_override
-from sweeps.launch import Asked, End
+from sweeps.exits import EXIT_INTERRUPTED, EXIT_OK, EXIT_SOME_FAILED
 from sweeps.progress import say
 from sweeps.speed import ranks_of
 from sweeps.standing import Standings
@@ -22,6 +18,10 @@ from sweeps.store import Attempts, Cell, Request, Store
 from sweeps.submissions import Submissions
 from sweeps.triage import CLASSES, find_out
 from sweeps.tune import choose, settle
+
+if TYPE_CHECKING:
+    from sweeps.cells import CellRun
+    from sweeps.launch import End
 
 _DESCRIPTION = """Hands those runs of the newest request NAME to a launcher again whose newest attempt failed, was lost
 or was interrupted, and that are not queued. They are the same runs, as the store describes them. What ran out of memory
@@ -77,6 +77,9 @@ def add_parser(commands: Any, common: argparse.ArgumentParser) -> None:
 
 def retry(store: Store, options: argparse.Namespace) -> int:
     """Carry the command out; gives its exit code. Raises ConfigError, StoreError."""
+    from sweeps.commands import launcher_of
+    from sweeps.launch import Asked
+
     request = choose_requests(store, options.request)[-1]
     classes = read_classes(options.classes)
     only = None if options.run is None else store.find(options.run)
@@ -216,6 +219,9 @@ def _change_of_execution(overrides: Sequence[str]) -> Callable[[ExecSpec], ExecS
         )
     if not of_exec:
         return lambda execution: execution
+    from hybrid.config import read_config
+    from sweeps.compose import Composer
+
     names = {keys[text].split(".")[1] for text in of_exec}
     with Composer() as composer:
         given = read_config(composer.compose(of_exec), stdlib_fingerprint=lambda: "0").execution
@@ -228,6 +234,8 @@ def _launcher_settings(store: Store, on: str, submitted: Sequence[int], override
     given = [text for text in overrides if text.startswith("hydra.")]
     if on != "slurm" or not submitted:
         return given
+    from sweeps.compose import as_override
+
     before = Submissions(store).get(max(submitted)).intent.resources
     names = {text.partition("=")[0] for text in given}
     words = {f"hydra.launcher.{'time' if key == 'time_min' else key}": value for key, value in before.items()}
@@ -248,12 +256,15 @@ def _as_before(store: Store, submitted: Sequence[int], overrides: Sequence[str])
     )
 
 
-def _cell_run(failed: Failed, execution: ExecSpec) -> CellRun:
+def _cell_run(failed: Failed, execution: ExecSpec) -> "CellRun":
+    from hybrid.config import Resolved
+    from sweeps.cells import CellRun
+
     resolved = Resolved(run=failed.run, execution=execution, param_mismatch=None, matched_sizes=(), budget=None)
     return CellRun(cell=failed.cell, resolved=resolved, arguments=())
 
 
-def _report(ends: Sequence[End]) -> int:
+def _report(ends: Sequence["End"]) -> int:
     """Say what became of the runs; gives the exit code."""
     for end in ends:
         say(f"{end.cell.cell.name} {end.cell.run_id}: {end.status}{f': {end.message}' if end.message else ''}")

@@ -1,4 +1,4 @@
-"""The code as it was at submission: jobs that begin days later run what was tried, not what the working tree has become.
+"""The code as it was at submission: jobs that begin days later run that, not what the working tree has become.
 
 snapshots/<digest>/hybrid/ sweeps/     what a job needs, named by its content; made whole under another name first
                    mixers/             files of outside mixers

@@ -231,7 +231,8 @@ def measurement_text(measured: Measured) -> str:
 
 
 def device_hours(train_tokens: int, speed: Speed, ranks: int = 1) -> float | None:
-    """Hours of all devices of a run of so many ranks, added up, for so many tokens of training; None where the speed is unknown.
+    """Hours of all devices of a run of so many ranks, added up, for so many tokens of training; None where nobody knows
+    the speed.
 
     Starting, validation and checkpoints are not in it.
     """

@@ -9,12 +9,14 @@ a point has the same id, and on the CPU the same bits, as the run trained alone.
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from hybrid.decode import canonical_json, digest
 from hybrid.spec import ExecSpec, RunSpec
-from sweeps.cells import CellRun
 from sweeps.store import Store
+
+if TYPE_CHECKING:  # what asks for a run's trunk has no use for all that cells are made with
+    from sweeps.cells import CellRun
 
 REVISION: Final = 1
 """Raised when what a trunk is changes, so that no branch starts from an older one."""
@@ -91,7 +93,7 @@ def first_stretch(store: Store, trunk: str, missing: Sequence[int]) -> tuple[int
     return tuple(p for p in missing if not any(missing[0] < q < p for q in there))
 
 
-def trunk_jobs(cells: Sequence[CellRun], store: Store) -> tuple[TrunkJob, ...]:
+def trunk_jobs(cells: Sequence["CellRun"], store: Store) -> tuple[TrunkJob, ...]:
     """The trunks that spare updates if these missing cells are trained, in the order of their first cells.
 
     A point is worth making where at least two runs go on past the latest one that is there, or where an attempt at the
@@ -115,7 +117,7 @@ def trunk_jobs(cells: Sequence[CellRun], store: Store) -> tuple[TrunkJob, ...]:
     return tuple(jobs)
 
 
-def payment(cells: Sequence[CellRun], store: Store) -> Payment:
+def payment(cells: Sequence["CellRun"], store: Store) -> Payment:
     """What training these missing cells takes: each run once, from where it has got to, or from its trunk's point.
 
     Of a checkpoint only the name is looked at, and a run that would diverge is counted to its end.
@@ -138,7 +140,7 @@ def payment(cells: Sequence[CellRun], store: Store) -> Payment:
 class _Branch:
     """A run of a trunk that has not begun; `order` is its cell's place among the cells."""
 
-    cell: CellRun
+    cell: "CellRun"
     order: int
     step: int
 
@@ -156,13 +158,13 @@ class _Stretch:
     branches: tuple[_Branch, ...]
 
 
-def _begun(cells: Sequence[CellRun], store: Store) -> dict[str, int]:
+def _begun(cells: Sequence["CellRun"], store: Store) -> dict[str, int]:
     """How far each run has got by itself, in steps."""
     return {cell.run_id: store.checkpoint_step(cell.run_id) for cell in cells}
 
 
 def _surveyed(
-    cells: Sequence[CellRun], begun: Mapping[str, int], store: Store
+    cells: Sequence["CellRun"], begun: Mapping[str, int], store: Store
 ) -> Iterator[tuple[str, tuple[_Stretch, ...]]]:
     """The trunks of the cells that have not begun, in the order of their first cells, each with its stretches."""
     trunks: dict[str, dict[str, _Branch]] = {}

@@ -45,7 +45,6 @@ from sweeps.store import (
     Attempts,
     Store,
     StoreError,
-    describe_os_error,
     now,
     owner_alive,
     publish,
@@ -990,16 +989,6 @@ def _describe_stop(stopped: Stopped, stop: StopFlag) -> dict[str, Any]:
     ending = in_slurm.ending(stop.signal)
     message = f"{stopped} ({ending.words})"
     return {"class": ending.error_class, "message": message, "stopped": {**told, "known": ending.is_known}}
-
-
-def explain_failure(error: BaseException) -> str:
-    """One line for people."""
-    if isinstance(error, OSError) and error.filename is not None:
-        # Of a file that could not be copied, it is the copy's place that is at fault.
-        return f"{error.filename2 or error.filename}: {describe_os_error(error)}"
-    if isinstance(error, OSError):
-        return f"{describe_os_error(error)} (where the store, its checkpoints or its data are)"
-    return f"{error}" if isinstance(error, ConfigError | StoreError) else f"{type(error).__name__}: {error}"
 
 
 # --- evaluation ---------------------------------------------------------------------------------

@@ -8,7 +8,8 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
 from hydra_plugins.hybrid_ablations.launcher import HandsToSweeps
-from sweeps.commands import guarded, run_request
+from sweeps.commands import run_request
+from sweeps.exits import guarded
 
 
 class AblationSweeper(Sweeper):

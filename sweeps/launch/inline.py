@@ -3,12 +3,13 @@
 from collections.abc import Sequence
 
 from sweeps.cells import CellRun
+from sweeps.exits import explain_failure
 from sweeps.launch import Asked, End, Launcher, TrunkEnd, announce, blocked, not_begun, refuse_ranks, trunk_ended
 from sweeps.progress import RunProgress, say
 from sweeps.stopping import StopFlag, Stopped
 from sweeps.store import Store
 from sweeps.trunks import TrunkJob, trunk_jobs
-from sweeps.worker import Busy, describe_failure, explain_failure, run_one, run_trunk
+from sweeps.worker import Busy, describe_failure, run_one, run_trunk
 
 
 class Inline(Launcher):

@@ -17,6 +17,7 @@ from typing import Any, assert_never
 from hybrid.config import Resolved
 from hybrid.spec import ConfigError
 from sweeps.cells import CellRun
+from sweeps.exits import explain_failure
 from sweeps.launch import Asked, End, Launcher, TrunkEnd, announce, blocked, not_begun, refuse_ranks, trunk_ended
 from sweeps.launch.processes import fork_server, unblock_signals
 from sweeps.progress import SweepProgress, say
@@ -30,7 +31,6 @@ from sweeps.worker import (
     EXIT_STOPPED,
     Busy,
     describe_failure,
-    explain_failure,
     run_one,
     run_trunk,
 )

@@ -186,8 +186,10 @@ class _Submitting:
         return ends
 
     def evaluations(self, cells: Sequence[CellRun]) -> list[End]:
-        """Submit the evaluations that finished runs have not had. Asked for twice, a run may be evaluated twice at once;
-        the first record stands."""
+        """Submit the evaluations that finished runs have not had.
+
+        Asked for twice, a run may be evaluated twice at once; the first record stands.
+        """
         done = [cell for cell in cells if self._store.status(cell.run_id) == "done"]
         todo = [cell for cell in done if not is_evaluated(self._store, cell.resolved.run)]
         groups: dict[ExecSpec, list[tuple[Item, ...]]] = {}
@@ -426,7 +428,8 @@ class _Submitting:
     def _command(self, number: int, execution: ExecSpec) -> str:
         """srun takes the place of the shell, which a signal would end. -P: not what the working directory holds."""
         python = shlex.quote(sys.executable) if self._settings.python is None else self._settings.python
-        several = " --kill-on-bad-exit=1" if _ranks(execution) > 1 else ""
+        # Ranks end each other; what srun would do on the first exit code takes the others' last words away.
+        several = " --kill-on-bad-exit=0 --wait=60" if _ranks(execution) > 1 else ""
         store = shlex.quote(str(self._store.root.absolute()))
         return f"exec srun --unbuffered{several} {python} -P -u -m sweeps.task {store} {number}"
 

@@ -30,10 +30,11 @@ STEP_TOKENS = 256
 
 @dataclass(frozen=True, kw_only=True)
 class Sweep:
-    """A request of a store, with the words that ask for it."""
+    """A request of a store, the newest of its `name` if it has one, with the words that ask for it."""
 
     store: Store
     overrides: tuple[str, ...]
+    name: str | None = None
 
     def command(self, *more: str) -> list[str]:
         """The command that submits it."""
@@ -50,7 +51,7 @@ class Sweep:
 
     @property
     def request(self) -> Request:
-        return self.store.requests()[-1]
+        return self.store.requests(self.name)[-1]
 
     @property
     def run_ids(self) -> list[str]:
@@ -112,12 +113,13 @@ def undisturbed(sweep: Sweep, directory: Path) -> Store:
 def assert_whole(sweep: Sweep, reference: Store) -> None:
     """Every run is recorded once, none is lost, and its losses and metrics are those of the undisturbed one."""
     assert differences(sweep, reference) == []
+    recorded = {path.parent.name for path in sweep.store.root.glob("runs/*/*/record.json")}
+    assert recorded == set(sweep.run_ids)
 
 
 def differences(sweep: Sweep, reference: Store) -> list[str]:
-    """Where the sweep's runs are not those of the reference; one that has no record, or is not of the sweep, too."""
-    recorded = {path.parent.name for path in sweep.store.root.glob("runs/*/*/record.json")}
-    found = [f"{run_id}: not of the sweep" for run_id in sorted(recorded - set(sweep.run_ids))]
+    """Where the sweep's runs are not those of the reference, a line each; that one has no record, too."""
+    found = []
     for run_id in sweep.run_ids:
         ours, theirs = sweep.store.record(run_id), record(reference, run_id)
         if ours is None:

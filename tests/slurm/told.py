@@ -42,7 +42,7 @@ TINY = (
 def tiny_sweep(store: Store, name: str, *overrides: str, runs: int, steps: int = 400) -> Sweep:
     """So many seeds of one row."""
     asked = (f"sweep.name={name}", "sweep.rows={told: {}}", f"sweep.seeds={runs}")
-    return Sweep(store=store, overrides=(*TINY, *asked, f"budget.tokens={steps * STEP_TOKENS}", *overrides))
+    return Sweep(store=store, overrides=(*TINY, *asked, f"budget.tokens={steps * STEP_TOKENS}", *overrides), name=name)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,7 +16,7 @@ import pytest
 from hybrid.config import Resolved
 from hybrid.spec import ConfigError
 from sweeps import worker
-from sweeps.commands import guarded
+from sweeps.exits import guarded
 from sweeps.store import RECORD_SCHEMA, Store, StoreError
 from sweeps.worker import GenerateConfig, generate_one
 

@@ -54,7 +54,7 @@ def _task(store: Store, work: TrunkJob | Resolved, rank: int, n: int, job: str, 
     unblock_signals()
     what, _, at = how.partition(" at ")
 
-    def progress(step: int, _total_steps: int, _loss_nats: float | None, _tokens_per_s: float) -> None:
+    def progress(step: int, *_: Any, **__: Any) -> None:
         if step == 20 and what == "the first raises":
             raise MemoryError("no memory left")
 
