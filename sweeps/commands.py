@@ -233,8 +233,11 @@ def _plan_of(runs: Sequence[CellRun], around: Surroundings) -> Plan:
     """The plan, with what the scheduler knows of runs that were ever submitted to it."""
     if not Submissions(around.store).last():
         return make_plan(runs, around.store, around.plan)
-    standings = Standings(around.store)
-    return make_plan(runs, around.store, around.plan, lambda run_id: standings.of(run_id).status)
+    standings = Standings(around.store, tolerant=True)
+    plan = make_plan(runs, around.store, around.plan, lambda run_id: standings.of(run_id).status)
+    for problem in standings.problems:
+        say(f"warning: {problem}")
+    return plan
 
 
 def _asked(sweep: str, overrides: Sequence[str], plan: Plan, around: Surroundings) -> Asked:

@@ -9,6 +9,7 @@ from typing import TextIO
 
 from hybrid.spec import ConfigError
 from sweeps.progress import say
+from sweeps.scheduler import SchedulerError
 from sweeps.store import StoreError, describe_os_error
 
 EXIT_OK = 0
@@ -40,7 +41,7 @@ def _with_messages(command: Callable[[], int]) -> int:
         return code
     except ConfigError as error:
         message, code = "\n".join(f"error: {line}" for line in error.problems), EXIT_MISTAKE
-    except (StoreError, OSError) as error:
+    except (StoreError, SchedulerError, OSError) as error:
         if isinstance(error, BrokenPipeError) and any(map(_reader_gone, _streams())):
             return EXIT_OK
         message, code = f"error: {explain_failure(error)}", EXIT_SOME_FAILED
@@ -80,4 +81,5 @@ def explain_failure(error: BaseException) -> str:
         return f"{error.filename2 or error.filename}: {describe_os_error(error)}"
     if isinstance(error, OSError):
         return f"{describe_os_error(error)} (where the store, its checkpoints or its data are)"
-    return f"{error}" if isinstance(error, ConfigError | StoreError) else f"{type(error).__name__}: {error}"
+    in_our_words = isinstance(error, ConfigError | StoreError | SchedulerError)
+    return f"{error}" if in_our_words else f"{type(error).__name__}: {error}"

@@ -27,7 +27,7 @@ from sweeps.provenance import command
 from sweeps.scheduler import NoAnswerError, SchedulerError, Slurm
 from sweeps.snapshot import Snapshot, snapshot_dir, take_snapshot
 from sweeps.standing import Standing, Standings
-from sweeps.store import Store, StoreError, is_final, now, this_process
+from sweeps.store import Store, is_final, now, this_process
 from sweeps.submissions import Answer, Intent, Item, Submissions
 from sweeps.text import duration
 from sweeps.trunks import TrunkJob, trunk_jobs
@@ -38,7 +38,7 @@ _LOOK_EVERY_S = 3.0
 _NAME_CHARACTERS = 40
 
 
-class Refused(StoreError):
+class Refused(SchedulerError):
     """The scheduler did not take a job; the message says which, and what became of the others."""
 
 
@@ -86,22 +86,15 @@ class SlurmJobs(Launcher):
         assert settings is not None
         assert slurm is not None
         _check_cells(cells, settings)
-        try:
-            submitting = _Submitting(store, slurm, settings, asked)
-            ends = submitting.all(cells)
-            return _until_ended(ends, store, slurm, asked) if asked.wait else ends
-        except SchedulerError as error:
-            raise StoreError(str(error)) from error
+        ends = _Submitting(store, slurm, settings, asked).all(cells)
+        return _until_ended(ends, store, slurm, asked) if asked.wait else ends
 
     def evaluate(self, cells: Sequence[CellRun], store: Store, asked: Asked) -> list[End] | None:
         self.check()
         settings, slurm = self._settings, self._slurm
         assert settings is not None
         assert slurm is not None
-        try:
-            return _Submitting(store, slurm, settings, asked).evaluations(cells)
-        except SchedulerError as error:
-            raise StoreError(str(error)) from error
+        return _Submitting(store, slurm, settings, asked).evaluations(cells)
 
 
 def _unknown(settings: SlurmSettings, slurm: Slurm) -> list[str]:
@@ -112,10 +105,7 @@ def _unknown(settings: SlurmSettings, slurm: Slurm) -> list[str]:
         given = getattr(settings, name)
         if given is None:
             continue
-        try:
-            names = ask()
-        except SchedulerError as error:
-            raise StoreError(str(error)) from error
+        names = ask()
         missing = [] if names is None else [part for part in given.split(",") if part not in names]
         problems += [
             f"{WHERE}.{name} = {part}: not of this cluster{did_you_mean(part, names or ())}" for part in missing
@@ -474,7 +464,7 @@ def _until_ended(ends: Sequence[End], store: Store, slurm: Slurm, asked: Asked) 
     try:
         with SweepProgress(len(waiting)) as progress:
             while waiting:
-                standings = Standings(store, slurm)
+                standings = Standings(store, slurm, tolerant=True)  # a controller that is away for a while comes back
                 live: dict[str, tuple[int, int, float | None, float]] = {}
                 for run_id, end in list(waiting.items()):
                     standing = standings.of(run_id)
