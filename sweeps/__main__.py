@@ -73,6 +73,7 @@ deviation, and their differences in nats from a baseline's at equal tokens. {SPI
 
 _DEFAULT_STORE = Path(os.environ.get("HYBRID_STORE", "store"))
 _OF_REQUESTS = ("plan", "preflight", "submit")
+_WITH_OVERRIDES = (*_OF_REQUESTS, "retry")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -120,7 +121,7 @@ def parser() -> argparse.ArgumentParser:
         overrides = "+sweep=NAME and settings, as for run.py"
         command.add_argument("overrides", nargs="*", metavar="ARGUMENT", help=overrides)
     status = commands.add_parser("status", parents=[common], help="requests, or the cells of one")
-    status.add_argument("request", nargs="?", help="a sweep's name; without it, every request")
+    status.add_argument("request", nargs="?", help="a sweep's name, or SWEEP/HASH; without it, every request")
     status.add_argument(
         "--watch", nargs="?", type=float, const=EVERY_S, metavar="SECONDS", help="again every so often, while it lasts"
     )
@@ -131,7 +132,7 @@ def parser() -> argparse.ArgumentParser:
         help="training losses of a request's rows at equal tokens",
         description=_CURVES,
     )
-    curves.add_argument("request", help="a sweep's name")
+    curves.add_argument("request", help="a sweep's name, or SWEEP/HASH")
     curves.add_argument("--against", metavar="ROW", help="the row to compare with (default: the first)")
     curves.add_argument("--json", action="store_true", help="one JSON object, in full precision")
     show = commands.add_parser("show", parents=[common], help="one run in full")
@@ -185,7 +186,7 @@ def _read(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The options; overrides may stand before, between and after flags."""
     top = parser()
     options, rest = top.parse_known_args(housekeeping.protected(sys.argv[1:] if arguments is None else arguments))
-    unknown = [text for text in rest if options.command not in _OF_REQUESTS or text.startswith("-")]
+    unknown = [text for text in rest if options.command not in _WITH_OVERRIDES or text.startswith("-")]
     if unknown:
         top.error(f"unrecognized arguments: {' '.join(unknown)}")
     if rest:
@@ -226,6 +227,8 @@ def _watch(store: Store, options: argparse.Namespace) -> int:
 def _answer(store: Store, options: argparse.Namespace) -> str:
     match options.command:
         case "status" if options.request is None:
+            if options.json:
+                raise ConfigError("--json: expected a request's name")
             return requests_text(store, choose_requests(store, None))
         case "status":
             return status_text(store, choose_requests(store, options.request), as_json=options.json)

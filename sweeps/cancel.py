@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from hybrid.decode import decode
@@ -15,8 +15,9 @@ from hybrid.spec import ConfigError, RunSpec
 from sweeps.exits import EXIT_OK, EXIT_SOME_FAILED
 from sweeps.progress import say
 from sweeps.scheduler import SchedulerError, Slurm
+from sweeps.standing import Standings
 from sweeps.status import choose_requests
-from sweeps.store import FINAL, Attempts, Cell, Request, Store, StoreError, owner_alive
+from sweeps.store import FINAL, Attempts, Cell, Request, Store, StoreError, owner_alive, request_id
 from sweeps.submissions import Item, Submission, Submissions
 from sweeps.trunks import trunk_id
 from sweeps.tune import choose, settle
@@ -41,7 +42,7 @@ def add_parser(commands: Any, common: argparse.ArgumentParser) -> None:
     parser = commands.add_parser(
         "cancel", parents=[common], help="stop what is queued or runs of a request", description=_DESCRIPTION
     )
-    parser.add_argument("request", metavar="NAME", help="a sweep's name")
+    parser.add_argument("request", metavar="NAME", help="a sweep's name, or SWEEP/HASH of an older request")
     parser.add_argument("--run", metavar="ID", help="only this run, by its first digits")
     parser.add_argument("--yes", action="store_true", help="do not ask; cancel what others need, too")
 
@@ -59,6 +60,8 @@ def _cancel(store: Store, options: argparse.Namespace) -> int:
     only = None if options.run is None else store.find(options.run)
     slurm = Slurm.find()
     plan = plan_cancellation(store, request, slurm, only, everything=options.yes)
+    if slurm is None:
+        plan = replace(plan, spared=(*plan.spared, *_out_of_reach(store, request, only, plan)))
     for words in plan.spared:
         say(f"spared: {words}")
     if not plan.job_ids and not plan.processes:
@@ -76,6 +79,20 @@ def _cancel(store: Store, options: argparse.Namespace) -> int:
             os.kill(pid, signal.SIGTERM)
     say(f"cancelled {what}; what ran saves and is interrupted; the same request again goes on with it")
     return EXIT_OK
+
+
+def _out_of_reach(store: Store, request: Request, only: str | None, plan: Cancellation) -> list[str]:
+    """Words on the runs that a scheduler has, as far as the store knows, where it cannot be asked."""
+    standings = Standings(store, None)
+    here = set(plan.processes.values())
+    found = []
+    for cell in _cells(store, request):
+        if cell.run_id is None or only not in (None, cell.run_id) or cell.name in here:
+            continue
+        standing = standings.of(cell.run_id)
+        if standing.status in ("queued", "running") and standing.submission is not None:
+            found.append(f"{cell.name} {cell.run_id}: {standing.status}, and there is no Slurm on the PATH here to ask")
+    return found
 
 
 def _confirmed(what: str) -> bool:
@@ -129,9 +146,10 @@ def _needed_by_others(store: Store, request: Request, ours: Iterable[str]) -> di
     wanted = set(ours)
     found: dict[str, str] = {}
     for other in newest.values():
-        if other.sweep != request.sweep:
+        if request_id(other) != request_id(request):
+            name = request_id(other) if other.sweep == request.sweep else other.sweep
             for run_id in run_ids(store, other) & wanted:
-                found.setdefault(run_id, f"request {other.sweep}")
+                found.setdefault(run_id, f"request {name}")
     return found
 
 

@@ -29,7 +29,7 @@ goes on with half the microbatch; the batch stays what it is. How they are carri
 was before, but for the settings that are given."""
 
 _EPILOG = """examples:
-  python -m sweeps retry table2                              all that is not done, running or queued
+  python -m sweeps retry table2                              all that failed, was lost or was interrupted
   python -m sweeps retry table2 --class oom,node_fail        only what failed of that
   python -m sweeps retry table2 --run 3f2a --on local        one run, here
   python -m sweeps retry table2 hydra.launcher.partition=big exec.activation_checkpointing=true
@@ -62,7 +62,7 @@ def add_parser(commands: Any, common: argparse.ArgumentParser) -> None:
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("request", metavar="NAME", help="a sweep's name")
+    parser.add_argument("request", metavar="NAME", help="a sweep's name, or SWEEP/HASH of an older request")
     parser.add_argument(
         "overrides",
         nargs="*",
@@ -110,7 +110,13 @@ def retry(store: Store, options: argparse.Namespace) -> int:
     on = options.on or ("slurm" if submitted else "local")
     launcher = launcher_of([f"hydra/launcher={on}", *_launcher_settings(store, on, submitted, options.overrides)])
     launcher.check()
-    asked = Asked(sweep=request.sweep, overrides=request.overrides, wait=options.wait)
+    asked = Asked(
+        sweep=request.sweep,
+        overrides=request.overrides,
+        predicted_hours=_predicted_hours(store, submitted),
+        notify=Submissions(store).get(max(submitted)).intent.notify if submitted else {},
+        wait=options.wait,
+    )
     return max(
         _report(launcher.launch(cells, _as_before(store, submitted, options.overrides), asked)),
         EXIT_SOME_FAILED if left else EXIT_OK,
@@ -227,6 +233,12 @@ def _change_of_execution(overrides: Sequence[str]) -> Callable[[ExecSpec], ExecS
         given = read_config(composer.compose(of_exec), stdlib_fingerprint=lambda: "0").execution
     changes = {field.name: getattr(given, field.name) for field in fields(ExecSpec) if field.name in names}
     return lambda execution: replace(execution, **changes)
+
+
+def _predicted_hours(store: Store, submitted: Sequence[int]) -> dict[str, float]:
+    """By run, as these submissions had them."""
+    items = (item for number in sorted(set(submitted)) for _, item in Submissions(store).get(number).items())
+    return {item.run_id: item.predicted_hours for item in items if item.predicted_hours is not None}
 
 
 def _launcher_settings(store: Store, on: str, submitted: Sequence[int], overrides: Sequence[str]) -> list[str]:

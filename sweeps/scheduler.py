@@ -100,7 +100,9 @@ class Slurm:
         # Both at once: sacct takes its time.
         history = _started("sacct", "--noheader", "--parsable2", "-D", "-X", f"--format={_SACCT}", "-j", asked)
         try:
-            queue = _run("squeue", "--noheader", "-r", "-t", "all", "-O", _SQUEUE, "-j", asked, unknown_is_empty=True)
+            queue = _run(
+                "squeue", "--noheader", "-a", "-r", "-t", "all", "-O", _SQUEUE, "-j", asked, unknown_is_empty=True
+            )
         except BaseException:
             _stop(history)
             raise
@@ -111,7 +113,7 @@ class Slurm:
 
     def named(self, job_name: str) -> str | None:
         """The id of the (array) job of this name, the newest if there are several; None where nobody knows of one."""
-        queue = _run("squeue", "--noheader", "-t", "all", "--name", job_name, "-O", "ArrayJobID:|,JobID:|,Name:|")
+        queue = _run("squeue", "--noheader", "-a", "-t", "all", "--name", job_name, "-O", "ArrayJobID:|,JobID:|,Name:|")
         rows = [row.split("|", 2) for row in queue.splitlines()]
         ids = [array if array.isdecimal() else job for array, job, name in rows if _name(name) == job_name]
         if not ids:
@@ -143,7 +145,7 @@ class Slurm:
 
     def submit(self, script: Path) -> str:
         """The id of the job that this script became. Raises NoAnswerError where it may have become one."""
-        printed = _run("sbatch", "--parsable", str(script))
+        printed = _run("sbatch", "--parsable", str(script), own_language=True)
         job_id = printed.strip().rpartition("\n")[2].partition(";")[0]
         if not job_id.isdecimal():
             raise NoAnswerError(f"sbatch --parsable {script}: printed {printed.strip()!r}: expected a job id")
@@ -155,7 +157,7 @@ class Slurm:
 
     def partitions(self) -> list[str]:
         """Names of the partitions that this user may know of."""
-        return list(dict.fromkeys(_run("sinfo", "--noheader", "-o", "%R").split()))
+        return list(dict.fromkeys(_run("sinfo", "--noheader", "-a", "-o", "%R").split()))
 
     def qos(self) -> list[str] | None:
         """Names of the qualities of service; None where there is no accounting."""
@@ -179,12 +181,19 @@ def _user() -> str:
     return pwd.getpwuid(os.geteuid()).pw_name
 
 
-def _run(*command: str, unknown_is_empty: bool = False) -> str:
-    """What a command prints. That it knows no such job is nothing, where that is wanted, and an error elsewhere."""
+def _run(*command: str, unknown_is_empty: bool = False, own_language: bool = False) -> str:
+    """What a command prints. That it knows no such job is nothing, where that is wanted, and an error elsewhere.
+
+    `own_language`: it passes its environment on to jobs, which speak the user's.
+    """
+    environment = clean_environment()
+    if own_language:
+        del environment["LC_ALL"]
+        environment |= {name: os.environ[name] for name in ("LC_ALL",) if name in os.environ}
     try:
         done = subprocess.run(
             command,
-            env=clean_environment(),
+            env=environment,
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,

@@ -69,11 +69,11 @@ def _make(store: Store, digest: str, files: dict[str, Path]) -> None:
         inherit_group_write(made)
         for name, path in files.items():
             make_dir((made / name).parent)
-            shutil.copy2(path, made / name)  # with its time, by which Python tells whether a compiled file is of it
+            _copy(path, made / name)
             compiled = path.parent / "__pycache__" / f"{path.stem}.{sys.implementation.cache_tag}.pyc"
             if path.suffix == ".py" and compiled.is_file():
                 make_dir((made / name).parent / "__pycache__")
-                shutil.copy2(compiled, (made / name).parent / "__pycache__")
+                _copy(compiled, (made / name).parent / "__pycache__" / compiled.name)
         facts = {"schema": RECORD_SCHEMA, "digest": digest, **code_state(store), "made_at": now()}
         (made / "snapshot.json").write_text(json.dumps(facts, sort_keys=True) + "\n")
         try:
@@ -83,6 +83,12 @@ def _make(store: Store, digest: str, files: dict[str, Path]) -> None:
                 raise  # else another made the same meanwhile
     finally:
         shutil.rmtree(made, ignore_errors=True)
+
+
+def _copy(path: Path, copy: Path) -> None:
+    """With its time, by which Python tells whether a compiled file is of it; with the rights of a new file."""
+    shutil.copy2(path, copy)
+    copy.chmod((path.stat().st_mode | 0o666) & ~_umask())
 
 
 def _umask() -> int:

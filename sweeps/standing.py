@@ -179,7 +179,7 @@ class Standings:
                 f"({job.reason})" if job.reason else "",
             ]
             text = " ".join(part for part in parts if part)
-        elif number in self._observed.finished:
+        elif task.submission.intent.job_name in self._observed.finished:
             text = f"job {job_id}, which is over"
         else:
             text = f"job {job_id}, {'which the scheduler has forgotten' if place.known else _CANNOT_ASK}"
@@ -264,7 +264,7 @@ class Standings:
         job_id = task.job_id
         if job_id is None:
             return _Place(task=task, job=None, known=True, unanswered=False)
-        jobs = self._ask()
+        jobs = self._ask() if task.item.kind != "eval" else self._ask_of_evaluation(task)
         if jobs is None:
             return _Place(task=task, job=None, known=False, unanswered=False)
         job = jobs.get(job_id) or jobs.get(task.submission.job_id or "")
@@ -283,16 +283,26 @@ class Standings:
                 self._failed(error)
         return self._jobs
 
+    def _ask_of_evaluation(self, task: _Task) -> dict[str, Job] | None:
+        """An evaluation waits for a run that is finished, so it is not among what `_ask` asks for; few want to know."""
+        if self._slurm is None or task.submission.job_id is None:
+            return None
+        try:
+            return self._slurm.jobs([task.submission.job_id])
+        except SchedulerError as error:
+            self._failed(error)
+            return None
+
     def _unfinished(self) -> list[list[_Task]]:
         """The tasks of submissions of which some run has no record yet; of those with none, nobody need ask again."""
-        by_number: dict[int, list[_Task]] = {}
+        by_name: dict[str, list[_Task]] = {}
         for tasks in (*self._index().values(), *self._of_trunk.values()):
             for task in tasks:
-                by_number.setdefault(task.submission.number, []).append(task)
+                by_name.setdefault(task.submission.intent.job_name, []).append(task)
         finished = self._observed.finished
         has_record: dict[str, bool] = {}
-        for number in by_number.keys() - finished:
-            for task in by_number[number]:
+        for name in by_name.keys() - finished:
+            for task in by_name[name]:
                 for run_id in task.item.branches if task.item.kind == "trunk" else (task.item.run_id,):
                     if run_id not in has_record:
                         has_record[run_id] = self._store.record_path(run_id).exists()
@@ -302,8 +312,8 @@ class Standings:
                     continue
                 break
             else:
-                finished.add(number)
-        return [tasks for number, tasks in by_number.items() if number not in finished]
+                finished.add(name)
+        return [tasks for name, tasks in by_name.items() if name not in finished]
 
     # --- one run ---
 
@@ -502,14 +512,14 @@ class _Observed:
         self._path = None if boot is None else base / "hybrid-ablations" / f"{key}.json"
         self._now = time.monotonic()
         self._before: dict[str, tuple[str | None, float]] = {}
-        self.finished: set[int] = set()
+        self.finished: set[str] = set()  # by the names of their jobs: another store may come to be at this path
         self._seen: dict[str, tuple[str | None, float]] = {}
         with contextlib.suppress(
             StoreError, TypeError, ValueError, LookupError, AttributeError
         ):  # somebody else's, or half of it
             found = (read_json(self._path) if self._path is not None else None) or {}
             self._before = {key: (seen[0], float(seen[1])) for key, seen in found["counters"].items()}
-            self.finished = set(map(int, found.get("finished", ())))
+            self.finished = {name for name in found.get("finished", ()) if isinstance(name, str)}
         self._known = set(self.finished)
 
     def look(self, key: str, counter: str | None) -> tuple[bool, float]:

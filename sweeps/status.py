@@ -36,7 +36,9 @@ from sweeps.tune import UNTUNED, choose, settle, status_of
 
 
 def choose_requests(store: Store, sweep: str | None) -> list[Request]:
-    """The stored requests of a sweep, or all. Raises ConfigError where there are none of that name."""
+    """The stored requests of a sweep, the one of `sweep/hash`, or all. Raises ConfigError where there are none."""
+    if sweep is not None and "/" in sweep:
+        return [_named(store, sweep)]
     found = store.requests(sweep)
     if sweep is not None and not found:
         names = sorted({request.sweep for request in store.requests()})
@@ -48,6 +50,19 @@ def choose_requests(store: Store, sweep: str | None) -> list[Request]:
     return found
 
 
+def _named(store: Store, name: str) -> Request:
+    """The request `sweep/hash`; its first digits do. Raises ConfigError."""
+    sweep, _, digits = name.rpartition("/")
+    if not re.fullmatch(r"[0-9a-f]+", digits):
+        raise ConfigError(f"{name}: expected a sweep's name, or SWEEP/HASH with digits of a request's hash")
+    known = {request_id(request): request for request in choose_requests(store, sweep)}
+    found = [request for id_, request in known.items() if id_.startswith(name)]
+    if len(found) != 1:
+        what = "several requests begin so" if found else "no such request"
+        raise ConfigError(f"{name}: {what} in {store.root} (valid: {', '.join(sorted(known))})")
+    return found[0]
+
+
 def requests_text(
     store: Store, requests: list[Request], standings: Standings | None = None, *, problems: bool = True
 ) -> str:
@@ -55,6 +70,7 @@ def requests_text(
     if not requests:
         return f"{store.root}: no requests yet; try python run.py -m +sweep=demo"
     standings = standings or Standings(store, tolerant=True)
+    named = Counter(request.sweep for request in requests)
     rows = []
     for request in requests:
         counts = Counter(_status(cell, standings) for cell in settle(request, choose(request, store)).cells)
@@ -67,7 +83,7 @@ def requests_text(
         )
         rows.append(
             [
-                request.sweep,
+                request_id(request) if named[request.sweep] > 1 else request.sweep,
                 textwrap.shorten(" ".join(request.overrides), 40, placeholder=" ...") or "-",
                 request.created_at[:16],
                 f"{finished}/{len(request.cells)}",

@@ -335,7 +335,10 @@ class Store:
     # --- opening ---
 
     def check_format(self) -> None:
-        """Raises StoreError if a newer version of this software wrote the store; a missing store is an empty one."""
+        """Raises StoreError if a newer version of this software wrote the store; a missing store is an empty one.
+
+        From now on what this process writes is the team's, where the store is: commands that only look write, too.
+        """
         path = self.root / "format.json"
         try:
             found = json.loads(path.read_text())["format"]
@@ -349,6 +352,7 @@ class Store:
                 "use the version of hybrid-ablations that wrote the store, or another store with store.root=DIR. "
                 "Nothing was changed"
             )
+        let_group_write(self.root)
 
     def prepare(self) -> None:
         """Make the store ready to be written to. Raises StoreError where it cannot be."""

@@ -5,7 +5,6 @@ sbatch is called; a task of an array is `sweeps.task`. Nothing here watches the 
 on by themselves, and `sweeps status` reads what became of them.
 """
 
-import getpass
 import math
 import secrets
 import shlex
@@ -22,8 +21,8 @@ from hybrid.spec import ConfigError, ExecSpec
 from sweeps.cells import CellRun
 from sweeps.launch import Asked, End, Launcher
 from sweeps.launch.slurm_settings import WHERE, SlurmSettings, read_slurm_settings
+from sweeps.notes import user_name
 from sweeps.progress import SweepProgress, say
-from sweeps.provenance import command
 from sweeps.scheduler import NoAnswerError, SchedulerError, Slurm
 from sweeps.snapshot import Snapshot, snapshot_dir, take_snapshot
 from sweeps.standing import Standing, Standings
@@ -49,6 +48,7 @@ class _Array:
     tasks: tuple[tuple[Item, ...], ...]
     execution: ExecSpec
     dependency: str = ""
+    trunk_id: str | None = None  # whose job it waits for
 
 
 class SlurmJobs(Launcher):
@@ -85,7 +85,7 @@ class SlurmJobs(Launcher):
         settings, slurm = self._settings, self._slurm
         assert settings is not None
         assert slurm is not None
-        _check_cells(cells, settings)
+        _check_cells(cells, settings, _rows(cells, store, asked))
         ends = _Submitting(store, slurm, settings, asked).all(cells)
         return _until_ended(ends, store, slurm, asked) if asked.wait else ends
 
@@ -113,12 +113,18 @@ def _unknown(settings: SlurmSettings, slurm: Slurm) -> list[str]:
     return problems
 
 
-def _check_cells(cells: Sequence[CellRun], settings: SlurmSettings) -> None:
-    """Raises ConfigError for what the settings cannot mean for these cells."""
+def _rows(cells: Sequence[CellRun], store: Store, asked: Asked) -> set[str]:
+    """The rows of the request, those that are finished too."""
+    requests = [request for request in store.requests(asked.sweep) if request.overrides == tuple(asked.overrides)]
+    of_request = {cell.row for one in requests for cell in (*one.cells, *(c for t in one.tuning for c in t.cells))}
+    return of_request | {cell.cell.row for cell in cells}
+
+
+def _check_cells(cells: Sequence[CellRun], settings: SlurmSettings, rows: set[str]) -> None:
+    """Raises ConfigError for what the settings cannot mean for these cells of a request with these rows."""
     problems = []
-    rows = {cell.cell.row for cell in cells}
     problems += [
-        f"{WHERE}.priority.{row} = {number:g}: no such row is missing{did_you_mean(row, rows)}"
+        f"{WHERE}.priority.{row} = {number:g}: no such row{did_you_mean(row, rows)}"
         for row, number in settings.priority.items()
         if row not in rows
     ]
@@ -192,8 +198,7 @@ class _Submitting:
             for begin in range(0, len(tasks), most):
                 array = _Array(tasks=tuple(tasks[begin : begin + most]), execution=execution)
                 self._check_script(array)
-                while self._submit(self._submissions.last() + 1, array) is None:
-                    pass  # another process had that number
+                self._submit_next(array)
         self._say_jobs()
         return [
             End(cell=cell, status="submitted", message="its evaluation")
@@ -211,18 +216,31 @@ class _Submitting:
         """Submit all of it; False where another process has published an intent meanwhile."""
         number = last
         trunks = trunk_jobs(todo, self._store)
-        for arrays in (self._trunk_arrays(trunks, todo, standings, most), self._run_arrays(trunks, todo, most)):
-            for array in arrays:  # made as they come: those of branches name the jobs of their trunks
-                self._check_script(array)
+        arrays = [*self._trunk_arrays(trunks, todo, standings, most), *self._run_arrays(trunks, todo, most)]
+        for array in arrays:  # all of them, before any is submitted
+            self._check_script(array)
+            if self._is_evaluated(array):
+                self._check_script(_evaluations(array))
+        for array in arrays:
+            number += 1
+            job_id = self._submit(number, self._after_trunk(array))
+            if job_id is None:
+                return False
+            if self._is_evaluated(array):
                 number += 1
-                job_id = self._submit(number, array)
-                if job_id is None:
+                evaluations = replace(_evaluations(array), dependency=f"aftercorr:{job_id}")
+                if self._submit(number, evaluations) is None:
+                    # Another pass would not come back to them: their runs are queued now.
+                    self._submit_next(evaluations)
                     return False
-                if self._settings.evaluate and array.tasks[0][0].kind == "run":
-                    number += 1
-                    if self._submit(number, _evaluations(array, job_id)) is None:
-                        return False
         return True
+
+    def _is_evaluated(self, array: _Array) -> bool:
+        return self._settings.evaluate and array.tasks[0][0].kind == "run"
+
+    def _after_trunk(self, array: _Array) -> _Array:
+        """The array waiting for the job of its trunk, which has been submitted by now."""
+        return array if array.trunk_id is None else replace(array, dependency=f"afterany:{self._jobs[array.trunk_id]}")
 
     def _trunk_arrays(
         self, trunks: Sequence[TrunkJob], todo: Sequence[CellRun], standings: Standings, most: int
@@ -270,10 +288,9 @@ class _Submitting:
             )
             groups.setdefault((cell.resolved.execution, trunk), []).append(item)
         for (execution, trunk), items in groups.items():
-            dependency = "" if trunk is None else f"afterany:{self._jobs[trunk]}"
             tasks = [tuple(items[begin : begin + k]) for begin in range(0, len(items), k)]
             for begin in range(0, len(tasks), most):
-                yield _Array(tasks=tuple(tasks[begin : begin + most]), execution=execution, dependency=dependency)
+                yield _Array(tasks=tuple(tasks[begin : begin + most]), execution=execution, trunk_id=trunk)
 
     def _in_order(self, cells: Sequence[CellRun]) -> list[CellRun]:
         """Seeds in the order that they came in; within a seed greater priorities first."""
@@ -282,6 +299,11 @@ class _Submitting:
         return sorted(cells, key=lambda cell: (seeds[cell.cell.seed], -priority.get(cell.cell.row, 0.0)))
 
     # --- one job ---
+
+    def _submit_next(self, array: _Array) -> None:
+        """Submit what need not be planned again, whatever others have submitted meanwhile."""
+        while self._submit(self._submissions.last() + 1, array) is None:
+            pass  # another process had that number
 
     def _submit(self, number: int, array: _Array) -> str | None:
         """Write the intent down, and have the scheduler take it; its job's id, None where the number is taken."""
@@ -325,7 +347,7 @@ class _Submitting:
         return Intent(
             job_name=f"{name}-{secrets.token_hex(4)}",
             created_at=now(),
-            owner={**this_process(), "user": getpass.getuser()},
+            owner={**this_process(), "user": user_name()},
             sweep=self._asked.sweep,
             overrides=tuple(self._asked.overrides),
             tasks=array.tasks,
@@ -335,7 +357,7 @@ class _Submitting:
             checkpoints=str(self._store.checkpoints_root.absolute()),
             data=str(self._store.data_root.absolute()),
             dependency=array.dependency,
-            command=tuple(command()),
+            command=tuple(sys.argv),
             notify=self._asked.notify,
         )
 
@@ -378,9 +400,9 @@ class _Submitting:
         settings, execution = self._settings, array.execution
         directory = self._submissions.directory(number).absolute()
         on_gpu = execution.device.startswith("cuda")
-        side_by_side = max(len(items) for items in array.tasks)
         executor = submitit.SlurmExecutor(folder=directory)
-        options: dict[str, Any] = {"output": f"{directory}/%A_%a.out", "requeue": True}
+        plain = str(directory).replace("%", "%%")  # which stands for itself in the names that Slurm makes
+        options: dict[str, Any] = {"output": f"{plain}/%A_%a.out", "requeue": True}
         if intent.dependency:
             options |= {"dependency": intent.dependency, "kill-on-invalid-dep": "yes"}
         options |= {key: True if value is None else value for key, value in settings.sbatch.items()}
@@ -394,7 +416,7 @@ class _Submitting:
             "constraint": settings.constraint,
             "nodes": execution.nodes,
             "ntasks_per_node": execution.gpus_per_node,
-            "cpus_per_task": settings.cpus_per_task or execution.threads * side_by_side,
+            "cpus_per_task": self._cpus(array),
             "gpus_per_node": execution.gpus_per_node if on_gpu else None,
             "signal_delay_s": settings.grace_s,
             "setup": [*settings.setup, *self._environment(number, intent)],
@@ -406,7 +428,7 @@ class _Submitting:
         executor.update_parameters(**parameters)
         executor.parameters["map_count"] = len(array.tasks)
         executor.parameters["array_parallelism"] = settings.throttle or len(array.tasks)
-        return executor._make_submission_file_text(self._command(number, execution), "") + "\n"
+        return executor._make_submission_file_text(self._command(number, array), "") + "\n"
 
     def _environment(self, number: int, intent: Intent) -> list[str]:
         root = _ROOT if intent.snapshot is None else snapshot_dir(self._store, intent.snapshot).absolute()
@@ -415,13 +437,20 @@ class _Submitting:
             f"export HYBRID_SUBMISSION={number}",
         ]
 
-    def _command(self, number: int, execution: ExecSpec) -> str:
+    def _cpus(self, array: _Array) -> int:
+        """Of a task: a core for each thread of the runs that it carries out side by side."""
+        side_by_side = max(len(items) for items in array.tasks)
+        return self._settings.cpus_per_task or array.execution.threads * side_by_side
+
+    def _command(self, number: int, array: _Array) -> str:
         """srun takes the place of the shell, which a signal would end. -P: not what the working directory holds."""
         python = shlex.quote(sys.executable) if self._settings.python is None else self._settings.python
         # Ranks end each other; what srun would do on the first exit code takes the others' last words away.
-        several = " --kill-on-bad-exit=0 --wait=60" if _ranks(execution) > 1 else ""
+        several = " --kill-on-bad-exit=0 --wait=60" if _ranks(array.execution) > 1 else ""
         store = shlex.quote(str(self._store.root.absolute()))
-        return f"exec srun --unbuffered{several} {python} -P -u -m sweeps.task {store} {number}"
+        # From Slurm 22.05 on, srun does not take it from sbatch.
+        cpus = f" --cpus-per-task={self._cpus(array)}"
+        return f"exec srun --unbuffered{cpus}{several} {python} -P -u -m sweeps.task {store} {number}"
 
     # --- what is said ---
 
@@ -448,28 +477,36 @@ class _Submitting:
             say(f"submitted {self._what()} as {jobs}")
 
 
-def _evaluations(array: _Array, job_id: str) -> _Array:
-    """The evaluations of an array's runs: each of its tasks when the one that trained them has succeeded; where that
-    one fails, the scheduler cancels it."""
+def _evaluations(array: _Array) -> _Array:
+    """The evaluations of an array's runs, task by task: submitted with `aftercorr`, each begins when the task that
+    trained them has succeeded; where that one fails, the scheduler cancels it."""
     tasks = tuple(tuple(replace(item, kind="eval") for item in items) for items in array.tasks)
     execution = replace(array.execution, nodes=1, gpus_per_node=1)
-    return _Array(tasks=tasks, execution=execution, dependency=f"aftercorr:{job_id}")
+    return _Array(tasks=tasks, execution=execution)
 
 
 def _until_ended(ends: Sequence[End], store: Store, slurm: Slurm, asked: Asked) -> list[End]:
     """Wait until no run is queued or running any more, with progress. Ctrl-C stops the waiting, not the runs."""
     waiting = {end.cell.run_id: end for end in ends if end.status == "submitted"}
     ended = [end for end in ends if end.status != "submitted"]
-    began = time.monotonic()
+    began, problem = time.monotonic(), ""
     try:
         with SweepProgress(len(waiting)) as progress:
             while waiting:
-                standings = Standings(store, slurm, tolerant=True)  # a controller that is away for a while comes back
+                standings = Standings(store, slurm)
+                try:
+                    found = {run_id: standings.of(run_id) for run_id in waiting}
+                except SchedulerError as error:  # the runs go on; so does the waiting
+                    if str(error) != problem:
+                        problem = str(error)
+                        say(f"still waiting: {problem}")
+                    time.sleep(_LOOK_EVERY_S)
+                    continue
                 live: dict[str, tuple[int, int, float | None, float]] = {}
-                for run_id, end in list(waiting.items()):
-                    standing = standings.of(run_id)
+                for run_id, standing in found.items():
+                    end = waiting[run_id]
                     if standing.status == "running":
-                        live[end.cell.cell.name] = _progress(end.cell, store)
+                        live[end.cell.cell.name] = _progress(end.cell, store, standing.attempt)
                     if standing.status in ("queued", "running"):
                         continue
                     del waiting[run_id]
@@ -493,7 +530,8 @@ def _ended(cell: CellRun, standing: Standing) -> End:
     return End(cell=cell, status="interrupted" if standing.status == "interrupted" else "failed", message=message)
 
 
-def _progress(cell: CellRun, store: Store) -> tuple[int, int, float | None, float]:
-    lines = [line for line in store.metrics(cell.run_id) if "train_loss_nats" in line]
-    last = lines[-1] if lines else {"step": 0}
+def _progress(cell: CellRun, store: Store, attempt: int) -> tuple[int, int, float | None, float]:
+    start, _, last = store.attempts(cell.run_id).ends(attempt)
+    if last is None:
+        last = {"step": 0 if start is None else start.step}
     return last["step"], cell.resolved.run.train_steps, last.get("train_loss_nats"), last.get("tokens_per_s", 0.0)

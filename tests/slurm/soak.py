@@ -38,7 +38,10 @@ from tests.slurm.cluster import Cluster, ClusterError, Settings, wait_until
 from tests.slurm.sweep import REPO, Sweep, differences, undisturbed
 from tests.slurm.told import tiny_sweep
 
-STEPS: Final = 60
+STEPS: Final = 200
+"""A run takes 20 s, or more, after it has started: most of it asleep, and for faults to meet it."""
+
+CHECKPOINT_S: Final = 4
 CRON_S: Final = 20.0
 FAULTS_UNTIL: Final = 0.75
 """Of the time that there is: what is left is for the last runs to come back."""
@@ -283,7 +286,8 @@ class Soak:
     def _ask_status(self) -> str:
         base = [sys.executable, "-m", "sweeps", "status", "--store", str(self.store.root)]
         told = []
-        for words in ([], [self.parts[0].sweep.request.sweep]):
+        busiest = max(self.parts, key=lambda part: part.sweep.statuses()["running"])
+        for words in ([], [busiest.sweep.request.sweep]):
             done = subprocess.run([*base, *words], cwd=REPO, capture_output=True, text=True, timeout=60, check=False)
             told.append(f"$ python -m sweeps status {' '.join(words)}\n{done.stdout}{done.stderr}")
         return "\n".join(told)
@@ -313,11 +317,11 @@ class Soak:
         """What was done and found, as text."""
         attempts, classes, made = Counter[int](), Counter[str](), 0
         for run_id in self.run_ids:
-            last = self.store.last_attempt(run_id)
+            last, record = self.store.last_attempt(run_id), self.store.record(run_id) or {}
             attempts[last] += 1
             for number in range(1, last + 1):
-                error = self.store.error(run_id, number)
-                classes["with a result, or nobody asked" if error is None else error["class"]] += 1
+                error = self.store.error(run_id, number) or {"class": "without a word"}
+                classes["with a result" if number == record.get("attempt") else error["class"]] += 1
                 made += len(self.store.attempts(run_id).metrics(number)[1])
         needed = sum(len(self.store.metrics(run_id)) for run_id in self.run_ids)
         head = ("fault", "times", "runs met", "seconds to the next step: median", "longest", "not seen")
@@ -368,11 +372,12 @@ def parts(store: Store, directory: Path, runs: int) -> list[Part]:
         "soak-packed": ("hydra.launcher.runs_per_gpu=4",),
         "soak-throttled": ("hydra.launcher.throttle=2",),
     }
+    saved = f"exec.checkpoint_every_s={CHECKPOINT_S}"
     told = f'hydra.launcher.setup=["export TOLD={directory}/told"]'
     return [
         Part(
             # Another rate makes them other runs.
-            sweep=tiny_sweep(store, name, f"optim.lr={1 + place}e-3", runs=count, steps=STEPS),
+            sweep=tiny_sweep(store, name, f"optim.lr={1 + place}e-3", saved, runs=count, steps=STEPS),
             settings=(told, *more[name]),
         )
         for place, (name, count) in enumerate(counts.items())

@@ -7,11 +7,17 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import yaml
 
+from sweeps.launch import Asked
+from sweeps.launch.slurm import Refused, SlurmJobs
+from sweeps.store import Store
 from sweeps.submissions import Submissions
+from tests.contract.launchers import cells
 from tests.slurm.cluster import Cluster, wait_until
 from tests.slurm.sweep import REPO, ask, assert_whole, record, slurm_states, small_sweep, undisturbed
 
@@ -79,6 +85,16 @@ def test_more_cells_than_an_array_may_have_become_several_arrays(tmp_path: Path)
         ("attention 3rd", 2),
     ]
     sweep.wait(240)
+
+
+def test_the_same_command_is_given_again_where_a_row_with_a_priority_is_finished(tmp_path: Path) -> None:
+    priority = "hydra.launcher.priority={no attention: 1}"
+    sweep = small_sweep(tmp_path, "sweep.only=[no attention]", steps=8, seeds=1)
+    sweep.submit(priority)
+    sweep.wait()
+    more = small_sweep(tmp_path, steps=8, seeds=1)
+    more.submit(priority)
+    assert len(more.job_ids()) == 2
 
 
 def test_small_runs_share_a_task_and_fail_alone(tmp_path: Path) -> None:
@@ -179,6 +195,28 @@ def test_evaluation_is_a_job_of_its_own_that_goes_with_a_training_that_fails(tmp
     assert not (sweep.store.run_dir(broken) / "evals").exists()
 
 
+def test_evaluations_are_submitted_though_another_s_submission_comes_between(tmp_path: Path) -> None:
+    """An sbatch on the PATH that submits, and then publishes what another command would."""
+    sweep = small_sweep(tmp_path, steps=10, seeds=1)
+    real = subprocess.run(["which", "sbatch"], capture_output=True, text=True, check=True).stdout.strip()
+    fake, root = tmp_path / "bin" / "sbatch", sweep.store.root / "submissions"
+    fake.parent.mkdir()
+    fake.write_text(
+        f'#!/bin/bash\n{real} "$@" || exit\n'
+        f'[[ "$*" == *--test-only* || -e {root}/00000002.json ]] && exit\n'
+        f'mkdir {root}/00000002 && echo \'{{"job_id": null, "message": ""}}\' > {root}/00000002/answer.json\n'
+        f"cp {root}/00000001.json {root}/00000002.json\n"
+    )
+    fake.chmod(0o755)
+    environment = {**os.environ, "PATH": f"{fake.parent}:{os.environ['PATH']}"}
+    command = sweep.command("hydra.launcher.evaluate=true")
+    subprocess.run(command, cwd=REPO, env=environment, capture_output=True, timeout=60, check=True)
+    training, _, evaluation = Submissions(sweep.store).all()
+    assert [item.kind for _, item in evaluation.items()] == ["eval"] * 3
+    assert evaluation.intent.dependency == f"aftercorr:{training.job_id}"
+    assert evaluation.job_id is not None
+
+
 def test_evaluation_alone_is_submitted_once_the_runs_are_done(tmp_path: Path) -> None:
     sweep = small_sweep(tmp_path, steps=10, seeds=1)
     sweep.submit()
@@ -213,6 +251,20 @@ def test_what_the_cluster_would_not_take_is_said_before_anything_is_submitted(
         assert words in done.stderr
     assert "Traceback" not in done.stderr
     assert not list(sweep.store.root.glob("submissions/*.json"))
+    assert slurm.jobs_of(tmp_path) == []
+
+
+def test_where_one_of_several_jobs_would_be_refused_none_is_submitted(slurm: Cluster, tmp_path: Path) -> None:
+    settings = yaml.safe_load((REPO / "conf" / "hydra" / "launcher" / "slurm.yaml").read_text())
+    del settings["_target_"]
+    store = Store(tmp_path / "store")
+    store.prepare()
+    first, second = cells("sweep.seeds=2")
+    beyond = replace(second.resolved.execution, nodes=8)
+    second = replace(second, resolved=replace(second.resolved, execution=beyond))
+    with pytest.raises(Refused, match="Nothing was submitted"):
+        SlurmJobs(settings).launch([first, second], store, Asked(sweep="two"))
+    assert Submissions(store).all() == []
     assert slurm.jobs_of(tmp_path) == []
 
 

@@ -44,7 +44,8 @@ class Told(OutsideMixer):
 
             def forward(self, x_BLD: Tensor) -> Tensor:
                 do_as_told()
-                return self.proj(x_BLD)
+                y_BLD: Tensor = self.proj(x_BLD)
+                return y_BLD
 
             def init_state(self, batch_size: int, max_seq_len: int, device: torch.device, dtype: torch.dtype) -> Tensor:
                 return torch.zeros(batch_size, 1, device=device, dtype=dtype)

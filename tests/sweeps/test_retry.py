@@ -13,10 +13,13 @@ import pytest
 from hybrid.config import Resolved
 from hybrid.decode import encode
 from hybrid.spec import ConfigError
+from sweeps.__main__ import _read
 from sweeps.cancel import plan_cancellation
 from sweeps.retry import find_failed, halved, read_classes
 from sweeps.standing import Standings
-from sweeps.store import Cell, Request, Store, publish, this_process
+from sweeps.status import choose_requests
+from sweeps.store import Cell, Request, Store, publish, request_id, this_process
+from sweeps.submissions import Answer, Intent, Item, Submissions
 
 from .conftest import REPO, TINY, wait_for
 
@@ -202,3 +205,60 @@ def test_a_run_that_another_request_needs_is_spared_unless_all_is_to_go(store: S
     everything = plan_cancellation(store, request, None, everything=True)
     assert set(everything.processes) == {os.getpid()}
     assert not everything.spared
+
+
+def test_an_older_request_of_a_name_is_cancelled_by_its_hash_and_spares_what_the_newest_needs(
+    store: Store, tiny
+) -> None:
+    shared, own = tiny("init_seed=1"), tiny("init_seed=2")
+    older = request_of(store, "demo", shared, own)
+    newest = request_of(store, "demo", shared)
+    os.utime(store.requests_dir("demo") / f"{request_id(newest).partition('/')[2]}.json", (4e9, 4e9))
+    assert choose_requests(store, "demo")[-1] == newest
+    assert choose_requests(store, request_id(older)[:9]) == [older]
+    for run in (shared, own):
+        attempt(store, run, None)
+    plan = plan_cancellation(store, older, None)
+    assert plan.processes == {os.getpid(): "demo 1"}
+    assert f"{request_id(newest)} needs it, too" in plan.spared[0]
+    with pytest.raises(ConfigError, match="no such request"):
+        choose_requests(store, "demo/0000000000000")
+    with pytest.raises(ConfigError, match="SWEEP/HASH"):
+        choose_requests(store, "demo/x")
+
+
+def test_cancelling_without_a_scheduler_names_what_it_cannot_reach(store: Store, tiny, sweeps, monkeypatch) -> None:
+    request = request_of(store, "demo", tiny())
+    run_id = request.cells[0].run_id
+    assert run_id is not None
+    item = Item(kind="run", run_id=run_id, name="demo 0", row="row", seed=1)
+    intent = Intent(
+        job_name="demo-1",
+        created_at="2026-11-21",
+        owner={**this_process(), "user": "me"},
+        sweep="demo",
+        overrides=(),
+        tasks=((item,),),
+        execution={},
+        resources={},
+        snapshot=None,
+        checkpoints="",
+        data="",
+    )
+    submissions = Submissions(store)
+    assert submissions.publish(1, intent)
+    submissions.publish_answer(1, Answer(job_id="4711"))
+    monkeypatch.setenv("PATH", "/nonexistent")
+    text = said(sweeps("cancel", "demo", "--yes"), 1)
+    assert "demo 0" in text
+    assert "queued, and there is no Slurm on the PATH here to ask" in text
+
+
+def test_settings_of_a_retry_may_stand_before_and_after_its_flags() -> None:
+    options = _read(["retry", "demo", "exec.threads=1", "--on", "local", "exec.microbatch=1"])
+    assert options.overrides == ["exec.threads=1", "exec.microbatch=1"]
+
+
+def test_status_of_every_request_has_no_json_and_says_so(store: Store, tiny, sweeps) -> None:
+    request_of(store, "demo", tiny())
+    assert "--json: expected a request's name" in said(sweeps("status", "--json"), 2)

@@ -1,7 +1,9 @@
 """What is said of runs by store and scheduler together; tests/slurm/test_standing.py asks a real one."""
 
 import json
+import shutil
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -250,6 +252,35 @@ def test_the_scheduler_is_asked_once_and_not_of_what_is_finished(store: Store, r
     assert standings.of(run_ids[0]).note == "pending: Priority"
     assert "9_0 is gone" in standings.of(run_ids[1]).note
     assert slurm.asked == 1
+
+
+def test_what_was_finished_in_a_store_says_nothing_of_another_at_its_place(store: Store, run_ids: list[str]) -> None:
+    submit(store, run_ids[:1], name="before")
+    submit(store, run_ids[1:])
+    store.run_dir(run_ids[0]).mkdir(parents=True)
+    record = {"schema": 1, "run_id": run_ids[0], "status": "done", "metrics": {}}
+    assert store.publish_record(run_ids[0], record)
+    assert standing(store, run_ids[1], Told(line("PENDING"))).status == "queued"
+    shutil.rmtree(store.root)
+    store.prepare()
+    submit(store, run_ids[1:])
+    assert standing(store, run_ids[1], Told(line("PENDING"))).status == "queued"
+
+
+def test_an_evaluation_of_a_finished_run_is_asked_after(store: Store, run_ids: list[str]) -> None:
+    submit(store, run_ids[:1], answer=Answer(job_id="6"))
+    intent = Submissions(store).get(1).intent
+    evaluation = tuple(tuple(replace(item, kind="eval") for item in items) for items in intent.tasks)
+    Submissions(store).publish(2, replace(intent, tasks=evaluation))
+    Submissions(store).publish_answer(2, TAKEN)
+    store.run_dir(run_ids[0]).mkdir(parents=True)
+    record = {"schema": 1, "run_id": run_ids[0], "status": "done", "metrics": {}}
+    assert store.publish_record(run_ids[0], record)
+    found = Standings(store, Told(line("PENDING", reason="Dependency"))).submitted(run_ids[0])
+    assert [(one.kind, one.text) for one in found] == [
+        ("run", "job 6_0, which is over"),
+        ("eval", "job 7_0 PENDING (Dependency)"),
+    ]
 
 
 @pytest.mark.parametrize(
