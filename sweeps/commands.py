@@ -472,7 +472,7 @@ def _report_evaluations(ends: Sequence[End]) -> int:
     for end in failed:
         say(f"error: {end.cell.cell.name}: {end.message}")
     counts = {status: sum(end.status == status for end in ends) for status in ("submitted", "done")}
-    say(f"{counts['submitted']} evaluations submitted, {counts['done']} were there already")
+    say(f"{counts['submitted']} evaluations are with the scheduler, {counts['done']} were there already")
     return EXIT_SOME_FAILED if failed else EXIT_OK
 
 

@@ -150,7 +150,14 @@ class Composer:
             hydra = compose(self._config_name, overrides=list(overrides), return_hydra_config=True).hydra
             settings = OmegaConf.to_container(hydra.launcher, resolve=True)
         except (HydraException, OmegaConfBaseException) as error:
-            raise ConfigError(explain(error)) from error
+            keys = {text: text.lstrip("+~").partition("=")[0] for text in overrides}
+            own = {text: key.split(".")[2] for text, key in keys.items() if key.startswith(_OF_LAUNCHER)}
+            if not own:
+                raise ConfigError(explain(error)) from error
+            valid = self.launcher([text for text in overrides if text not in own])[1]
+            wrong = [f"{text}: unknown setting{did_you_mean(name, valid)}" for text, name in own.items()]
+            wrong = [line for line, name in zip(wrong, own.values(), strict=True) if name not in valid]
+            raise ConfigError(wrong or explain(error)) from error
         assert isinstance(settings, dict)
         choice = str(hydra.runtime.choices["hydra/launcher"])
         return choice, {str(key): value for key, value in settings.items() if key != "_target_"}
@@ -262,6 +269,7 @@ def _merged(under: Any, over: Any) -> Any:
     return {**under, **{key: _merged(under[key], value) if key in under else value for key, value in over.items()}}
 
 
+_OF_LAUNCHER = "hydra.launcher."
 _NEVER_NULL = ("plan", "store", "generate", "notify")
 
 
@@ -313,6 +321,7 @@ _KEYWORDS = ("null", "true", "false", "nan", "inf")
 
 def diagnose(arguments: Sequence[str], composer: Composer) -> None:
     """Raises ConfigError with everything in these overrides that cannot be composed, in our words; or nothing."""
+    composer.launcher([text for text in arguments if text.lstrip("+~").startswith((_OF_LAUNCHER, "hydra/launcher="))])
     settings = composer.parse(arguments)
     structural = [s.text for s in settings if s.structural and not s.swept]
     composer.merge(structural, [(s.key, s.values[0]) for s in settings if not s.structural])

@@ -163,6 +163,11 @@ class Standings:
         found = [*self._index().get(id_, []), *self._of_trunk.get(id_, []), *self._evals.get(id_, [])]
         return [self._submitted(task) for task in sorted(found, key=lambda task: task.submission.number)]
 
+    def is_being_evaluated(self, run_id: str) -> bool:
+        """Whether a task that evaluates the run is queued or running."""
+        self._index()
+        return any(self._place(task).is_active for task in self._evals.get(run_id, []))
+
     def _submitted(self, task: _Task) -> Submitted:
         place, number, job_id = self._place(task), task.submission.number, task.job_id
         if place.unanswered:

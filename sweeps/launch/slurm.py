@@ -184,10 +184,13 @@ class _Submitting:
     def evaluations(self, cells: Sequence[CellRun]) -> list[End]:
         """Submit the evaluations that finished runs have not had.
 
-        Asked for twice, a run may be evaluated twice at once; the first record stands.
+        Where two ask at the same moment, a run may be evaluated twice; the first record stands.
         """
         done = [cell for cell in cells if self._store.status(cell.run_id) == "done"]
-        todo = [cell for cell in done if not is_evaluated(self._store, cell.resolved.run)]
+        standings = Standings(self._store, self._slurm)
+        missing = [cell for cell in done if not is_evaluated(self._store, cell.resolved.run)]
+        queued = [cell for cell in missing if standings.is_being_evaluated(cell.run_id)]
+        todo = [cell for cell in missing if cell not in queued]
         groups: dict[ExecSpec, list[tuple[Item, ...]]] = {}
         for cell in self._in_order(todo):
             alone = replace(cell.resolved.execution, nodes=1, gpus_per_node=1)
@@ -202,7 +205,7 @@ class _Submitting:
         self._say_jobs()
         return [
             End(cell=cell, status="submitted", message="its evaluation")
-            if cell in todo
+            if cell in missing
             else End(cell=cell, status="done")
             if cell in done
             else End(cell=cell, status="failed", message="not done, so it cannot be evaluated yet")
@@ -388,7 +391,8 @@ class _Submitting:
             try:
                 self._slurm.check(script)
             except SchedulerError as error:
-                raise Refused(f"the scheduler would not take these jobs: {error}. {self._so_far()}") from error
+                said = str(error).replace(f" --test-only {script}", "")
+                raise Refused(f"the scheduler would not take these jobs: {said}. {self._so_far()}") from error
 
     def _so_far(self) -> str:
         return f"{self._what()} were submitted before" if self._jobs else "Nothing was submitted"
@@ -419,7 +423,7 @@ class _Submitting:
             "cpus_per_task": self._cpus(array),
             "gpus_per_node": execution.gpus_per_node if on_gpu else None,
             "signal_delay_s": settings.grace_s,
-            "setup": [*settings.setup, *self._environment(number, intent)],
+            "setup": ["set -e", *settings.setup, *self._environment(number, intent)],
             "stderr_to_stdout": True,
             "wckey": None,
             "use_srun": False,  # of our own, for the output is one file

@@ -221,10 +221,12 @@ def test_evaluation_alone_is_submitted_once_the_runs_are_done(tmp_path: Path) ->
     sweep = small_sweep(tmp_path, steps=10, seeds=1)
     sweep.submit()
     sweep.wait()
-    assert "3 evaluations submitted, 0 were there" in sweep.submit("mode=eval")
+    assert "3 evaluations are with the scheduler, 0 were there" in sweep.submit("mode=eval")
+    sweep.submit("mode=eval")
+    assert len(sweep.job_ids()) == 2
     evaluated = [sweep.store.run_dir(run_id) / "evals" for run_id in sweep.run_ids]
     wait_until(lambda: all(list(path.glob("*/record.json")) for path in evaluated), "they are evaluated", 60)
-    assert "0 evaluations submitted, 3 were there" in sweep.submit("mode=eval")
+    assert "0 evaluations are with the scheduler, 3 were there" in sweep.submit("mode=eval")
 
 
 @pytest.mark.parametrize(
@@ -237,6 +239,7 @@ def test_evaluation_alone_is_submitted_once_the_runs_are_done(tmp_path: Path) ->
         (("hydra.launcher.priority={Llama: 1}",), ["no such row", "attention 2nd"]),
         (("exec.nodes=8",), ["would not take", "Nothing was submitted"]),
         (("hydra.launcher.constraint=quantum",), ["would not take", "feature"]),
+        (("hydra.launcher.partion=main",), ["did you mean partition?"]),
         (("hydra.launcher.sbatch={array: 1-4}",), ["array_size or throttle"]),
         (("hydra.launcher.sbatch={nonsense: 1}",), ["nonsense", "Nothing was submitted"]),
     ],
