@@ -49,7 +49,7 @@ def one(root: Path, seed: int) -> tuple[float, float]:
     from sweeps.compose import Composer
     from sweeps.stopping import StopFlag
     from sweeps.store import Store
-    from sweeps.worker import run_one
+    from sweeps.worker.runs import run_one
 
     torch.set_num_threads(1)
     with Composer() as composer:

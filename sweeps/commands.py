@@ -37,7 +37,8 @@ from sweeps.standing import Standings
 from sweeps.store import Cell, Store, StoreError, is_final
 from sweeps.submissions import Submissions
 from sweeps.tune import Choices, choose
-from sweeps.worker import GenerateConfig, evaluate_one, generate_one
+from sweeps.worker.evaluation import evaluate_one
+from sweeps.worker.generation import GenerateConfig, generate_one
 
 R = TypeVar("R")
 

@@ -1,4 +1,4 @@
-"""How commands end: their exit codes, and one clear message for whatever stopped them."""
+"""How commands and workers end: their exit codes, and one clear message for whatever stopped a command."""
 
 import contextlib
 import os
@@ -16,6 +16,12 @@ EXIT_OK = 0
 EXIT_SOME_FAILED = 1
 EXIT_MISTAKE = 2
 EXIT_INTERRUPTED = 130
+
+# Of a process that trains, or a task of a scheduler's job.
+EXIT_DONE = 0
+EXIT_FAILED = 1
+EXIT_BUSY = 3
+EXIT_STOPPED = 75  # sysexits.h EX_TEMPFAIL: run the same again and it goes on
 
 
 def guarded(command: Callable[[], int]) -> int:

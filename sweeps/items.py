@@ -10,25 +10,18 @@ from typing import TYPE_CHECKING
 from hybrid.decode import decode
 from hybrid.spec import ExecSpec, RunSpec
 from sweeps import in_slurm
-from sweeps.exits import explain_failure
+from sweeps.exits import EXIT_DONE, EXIT_FAILED, EXIT_STOPPED, explain_failure
 from sweeps.progress import say
 from sweeps.stopping import StopFlag, Stopped
 from sweeps.store import RESUMABLE_CLASSES, Attempts, Store, StoreError, is_final
 from sweeps.submissions import Item
 from sweeps.trunks import TrunkJob, branch_step, missing_points
-from sweeps.worker import (
-    EXIT_DONE,
-    EXIT_FAILED,
-    EXIT_STOPPED,
-    Busy,
-    evaluate_one,
-    fail_branch,
-    give_up,
-    lead,
-    ranks_here,
-    run_one,
-    run_trunk,
-)
+from sweeps.worker.attempts import give_up
+from sweeps.worker.claims import Busy
+from sweeps.worker.evaluation import evaluate_one
+from sweeps.worker.ranks import lead, ranks_here
+from sweeps.worker.runs import fail_branch, run_one
+from sweeps.worker.trunks import run_trunk
 
 if TYPE_CHECKING:
     from hybrid.train.parallel import Ranks

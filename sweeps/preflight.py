@@ -37,7 +37,7 @@ from sweeps.speed import (
 from sweeps.stopping import StopFlag
 from sweeps.store import Store, describe_os_error
 from sweeps.text import amount, duration, size_text, table
-from sweeps.worker import device_name, made_with, preflight_one
+from sweeps.worker.measuring import device_name, made_with, preflight_one
 
 EXIT_OK = 0
 EXIT_SOME_FAILED = 1

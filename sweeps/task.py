@@ -31,10 +31,10 @@ def main(arguments: Sequence[str]) -> int:
     from hybrid.decode import decode
     from hybrid.spec import ConfigError, ExecSpec
     from sweeps import in_slurm
+    from sweeps.exits import EXIT_FAILED, EXIT_STOPPED
     from sweeps.items import carry_out
     from sweeps.store import Store, StoreError
     from sweeps.submissions import Submissions
-    from sweeps.worker import EXIT_FAILED, EXIT_STOPPED
 
     root, number = Path(arguments[0]), int(arguments[1])
     index = int(os.environ.get("SLURM_ARRAY_TASK_ID", "0"))
@@ -71,8 +71,8 @@ def _side_by_side(store: "Store", submission: "Submission", index: int, executio
     import os
     from multiprocessing.connection import wait
 
+    from sweeps.exits import EXIT_FAILED, EXIT_STOPPED
     from sweeps.launch.processes import fork_server
-    from sweeps.worker import EXIT_FAILED, EXIT_STOPPED
 
     context = fork_server()
     processes = [

@@ -10,7 +10,7 @@ from hybrid.spec import ConfigError
 from sweeps.cells import CellRun
 from sweeps.store import Store, StoreError
 from sweeps.trunks import branch_step
-from sweeps.worker import fail_branch
+from sweeps.worker.runs import fail_branch
 
 EndStatus = Literal["done", "diverged", "failed", "interrupted", "busy", "submitted"]
 

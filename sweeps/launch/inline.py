@@ -9,7 +9,10 @@ from sweeps.progress import RunProgress, say
 from sweeps.stopping import StopFlag, Stopped
 from sweeps.store import Store
 from sweeps.trunks import TrunkJob, trunk_jobs
-from sweeps.worker import Busy, describe_failure, run_one, run_trunk
+from sweeps.worker.attempts import describe_failure
+from sweeps.worker.claims import Busy
+from sweeps.worker.runs import run_one
+from sweeps.worker.trunks import run_trunk
 
 
 class Inline(Launcher):

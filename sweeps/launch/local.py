@@ -17,23 +17,17 @@ from typing import Any, assert_never
 from hybrid.config import Resolved
 from hybrid.spec import ConfigError
 from sweeps.cells import CellRun
-from sweeps.exits import explain_failure
+from sweeps.exits import EXIT_BUSY, EXIT_DONE, EXIT_FAILED, EXIT_STOPPED, explain_failure
 from sweeps.launch import Asked, End, Launcher, TrunkEnd, announce, blocked, not_begun, refuse_ranks, trunk_ended
 from sweeps.launch.processes import fork_server, unblock_signals
 from sweeps.progress import SweepProgress, say
 from sweeps.stopping import StopFlag, Stopped
 from sweeps.store import Attempts, Status, Store, is_final
 from sweeps.trunks import TrunkJob, branch_step, trunk_jobs
-from sweeps.worker import (
-    EXIT_BUSY,
-    EXIT_DONE,
-    EXIT_FAILED,
-    EXIT_STOPPED,
-    Busy,
-    describe_failure,
-    run_one,
-    run_trunk,
-)
+from sweeps.worker.attempts import describe_failure
+from sweeps.worker.claims import Busy
+from sweeps.worker.runs import run_one
+from sweeps.worker.trunks import run_trunk
 
 _TICK_EVERY_S = 0.5
 _LOOK_AGAIN_S = 1.0

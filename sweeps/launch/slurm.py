@@ -30,7 +30,7 @@ from sweeps.store import Store, is_final, now, this_process
 from sweeps.submissions import Answer, Intent, Item, Submissions
 from sweeps.text import duration
 from sweeps.trunks import TrunkJob, trunk_jobs
-from sweeps.worker import is_evaluated
+from sweeps.worker.evaluation import is_evaluated
 
 _ROOT = Path(__file__).resolve().parent.parent.parent
 _LOOK_EVERY_S = 3.0

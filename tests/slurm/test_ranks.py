@@ -16,7 +16,7 @@ from hybrid.decode import encode
 from sweeps.identity import run_id
 from sweeps.stopping import StopFlag
 from sweeps.store import Store
-from sweeps.worker import run_one
+from sweeps.worker.runs import run_one
 from tests.slurm.cluster import Cluster, wait_until
 
 pytestmark = pytest.mark.slurm
@@ -31,7 +31,9 @@ from hybrid.decode import decode
 from hybrid.spec import ExecSpec, RunSpec
 from sweeps.stopping import StopFlag, Stopped
 from sweeps.store import Store
-from sweeps.worker import EXIT_STOPPED, ranks_here, run_one
+from sweeps.exits import EXIT_STOPPED
+from sweeps.worker.ranks import ranks_here
+from sweeps.worker.runs import run_one
 
 stop = StopFlag()
 stop.install()

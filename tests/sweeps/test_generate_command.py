@@ -13,12 +13,12 @@ from typing import Any
 
 import pytest
 
+import sweeps
 from hybrid.config import Resolved
 from hybrid.spec import ConfigError
-from sweeps import worker
 from sweeps.exits import guarded
 from sweeps.store import RECORD_SCHEMA, Store, StoreError
-from sweeps.worker import GenerateConfig, generate_one
+from sweeps.worker.generation import GenerateConfig, generate_one
 
 from .conftest import REPO, TINY
 
@@ -323,6 +323,7 @@ def test_a_terminal_is_shown_control_characters_and_does_not_obey_them(store: St
 
 
 def test_only_the_worker_reaches_generation() -> None:
-    root = Path(worker.__file__).parent.parent
+    root = Path(sweeps.__file__).parent.parent
     users = [path for package in ("sweeps", "analysis", "hydra_plugins") for path in (root / package).rglob("*.py")]
-    assert [path.name for path in [*users, root / "run.py"] if "hybrid.generate" in path.read_text()] == ["worker.py"]
+    reaching = [path.name for path in [*users, root / "run.py"] if "hybrid.generate" in path.read_text()]
+    assert reaching == ["generation.py"]

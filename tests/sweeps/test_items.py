@@ -12,13 +12,13 @@ import pytest
 
 from hybrid.config import Resolved
 from sweeps import in_slurm
+from sweeps.exits import EXIT_DONE, EXIT_FAILED, EXIT_STOPPED
 from sweeps.identity import run_id
 from sweeps.items import RESTARTS_IN_VAIN, carry_out, restarts_in_vain
 from sweeps.stopping import StopFlag
 from sweeps.store import Store, publish, this_process
 from sweeps.submissions import Item
 from sweeps.trunks import branch_step, trunk_id
-from sweeps.worker import EXIT_DONE, EXIT_FAILED, EXIT_STOPPED
 
 SHORT = "budget.tokens=640"
 

@@ -51,7 +51,7 @@ from sweeps.speed import (
 )
 from sweeps.store import Cell, Store
 from sweeps.text import size_text
-from sweeps.worker import preflight_one
+from sweeps.worker.measuring import preflight_one
 
 from .conftest import REPO, TINY, wait_for
 
@@ -533,7 +533,7 @@ import sys
 
 from hybrid.config import read_config
 from sweeps.compose import Composer
-from sweeps.worker import preflight_one
+from sweeps.worker.measuring import preflight_one
 
 with Composer() as composer:
     resolved = read_config(composer.compose(sys.argv[1:]), stdlib_fingerprint=lambda: "0" * 16)

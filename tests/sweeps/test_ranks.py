@@ -14,6 +14,7 @@ from safetensors.numpy import load_file
 
 from hybrid.config import Resolved
 from hybrid.spec import ConfigError
+from sweeps.exits import EXIT_BUSY, EXIT_DONE, EXIT_FAILED, EXIT_STOPPED
 from sweeps.identity import run_id
 from sweeps.launch import Asked, Launcher
 from sweeps.launch.inline import Inline
@@ -23,7 +24,10 @@ from sweeps.speed import measurements, ranks_of, shape_id
 from sweeps.stopping import StopFlag, Stopped
 from sweeps.store import Store
 from sweeps.trunks import TrunkJob, trunk_id
-from sweeps.worker import EXIT_BUSY, EXIT_DONE, EXIT_FAILED, EXIT_STOPPED, Busy, ranks_here, run_one, run_trunk
+from sweeps.worker.claims import Busy
+from sweeps.worker.ranks import ranks_here
+from sweeps.worker.runs import run_one
+from sweeps.worker.trunks import run_trunk
 
 from .conftest import TINY, Planner, wait_for
 

@@ -35,8 +35,9 @@ from sweeps.speed import (
     shape_id,
     speed_of,
 )
+from sweeps.stopping import StopFlag, Stopped
 from sweeps.store import Store
-from sweeps.worker import StopFlag, Stopped, run_one
+from sweeps.worker.runs import run_one
 
 from .conftest import REPO
 
@@ -433,7 +434,7 @@ def test_what_ran_beside_a_run_is_said() -> None:
 
 def test_the_processes_beside_are_those_of_the_same_parent() -> None:
     """As many as this test starts more, less those that have ended."""
-    count = "from sweeps.worker import _siblings; print(_siblings())"
+    count = "from sweeps.worker.measuring import _siblings; print(_siblings())"
     script = (
         f"import subprocess, sys\n{STARTS_SLEEPERS}\nsubprocess.run([sys.executable, '-c', {count!r}])\n{ENDS_THEM}"
     )

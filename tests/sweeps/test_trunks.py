@@ -27,9 +27,12 @@ from sweeps.launch import Asked, End, Launcher, announce
 from sweeps.launch.inline import Inline
 from sweeps.launch.local import LocalProcesses
 from sweeps.status import cells_text, diff_text, logs_text, show_text
+from sweeps.stopping import StopFlag, Stopped
 from sweeps.store import Cell, Request, Store, StoreError, publish, this_process
 from sweeps.trunks import branch_step, missing_points, payment, trunk_description, trunk_id, trunk_jobs
-from sweeps.worker import Busy, StopFlag, Stopped, run_one, run_trunk
+from sweeps.worker.claims import Busy
+from sweeps.worker.runs import run_one
+from sweeps.worker.trunks import run_trunk
 
 from .conftest import REPO, TINY, wait_for
 
@@ -618,7 +621,7 @@ def test_points_that_another_makes_between_claim_and_plan_leave_nothing_to_do(
             fake_points(store, job.trunk_id, *job.points)
         return missing_points(*arguments)
 
-    monkeypatch.setattr("sweeps.worker.missing_points", others_make_them)
+    monkeypatch.setattr("sweeps.worker.trunks.missing_points", others_make_them)
     assert run_trunk(store, job, stop=StopFlag(), progress=quiet) == "done"
     assert looks > 3
     assert store.trunk_attempts(job.trunk_id).last() == 0

@@ -16,9 +16,12 @@ from safetensors.numpy import load_file
 from hybrid.config import Resolved
 from hybrid.spec import ConfigError
 from sweeps.identity import run_id
+from sweeps.stopping import StopFlag, Stopped
 from sweeps.store import Store, StoreError, publish, this_process
 from sweeps.triage import classify
-from sweeps.worker import Busy, StopFlag, Stopped, evaluate_one, run_one, take
+from sweeps.worker.claims import Busy, take
+from sweeps.worker.evaluation import evaluate_one
+from sweeps.worker.runs import run_one
 
 from .conftest import REPO, TINY, wait_for
 
