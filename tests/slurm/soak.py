@@ -38,13 +38,13 @@ from tests.slurm.cluster import Cluster, ClusterError, Settings, wait_until
 from tests.slurm.sweep import REPO, Sweep, differences, undisturbed
 from tests.slurm.told import tiny_sweep
 
-STEPS: Final = 200
-"""A run takes 20 s, or more, after it has started: most of it asleep, and for faults to meet it."""
+STEPS: Final = 100
+"""A run takes 10 s, or more, after it has started: most of it asleep, and for faults to meet it."""
 
 CHECKPOINT_S: Final = 4
 CRON_S: Final = 20.0
-FAULTS_UNTIL: Final = 0.75
-"""Of the time that there is: what is left is for the last runs to come back."""
+FAULTS_UNTIL: Final = 0.7
+"""Of the time that there is, unless told: what is left is for the last runs to come back."""
 MOST_NODES_BROKEN: Final = 1
 
 KINDS: Final = {
@@ -96,12 +96,21 @@ class Soak:
     """One soak, in a directory of its own; `run` gives what is wrong in the end."""
 
     def __init__(
-        self, cluster: Cluster, directory: Path, *, runs: int, minutes: float, seed: int, every_s: float
+        self,
+        cluster: Cluster,
+        directory: Path,
+        *,
+        runs: int,
+        minutes: float,
+        seed: int,
+        every_s: float,
+        fault_minutes: float | None = None,
     ) -> None:
         self.cluster, self.directory = cluster, directory
         self.store = Store(directory / "store")
         self.parts = parts(self.store, directory, runs)
         self.minutes, self.every_s = minutes, every_s
+        self.fault_minutes = FAULTS_UNTIL * minutes if fault_minutes is None else fault_minutes
         self.random = random.Random(seed)
         self.faults: list[Fault] = []
         self.submitted = Counter[str]()
@@ -138,7 +147,7 @@ class Soak:
             for node, until_s in list(self._broken.items()):
                 if self._now() > until_s:
                     self._mend(node)
-            if next_fault_s < self._now() < FAULTS_UNTIL * end_s:
+            if next_fault_s < self._now() < 60 * self.fault_minutes:
                 self._fault()
                 next_fault_s = self._now() + self.random.expovariate(1 / self.every_s)
             if self._now() > next_cron_s:
@@ -370,7 +379,7 @@ def parts(store: Store, directory: Path, runs: int) -> list[Part]:
     more = {
         "soak-single": (),
         "soak-packed": ("hydra.launcher.runs_per_gpu=4",),
-        "soak-throttled": ("hydra.launcher.throttle=2",),
+        "soak-throttled": ("hydra.launcher.throttle=4",),
     }
     saved = f"exec.checkpoint_every_s={CHECKPOINT_S}"
     told = f'hydra.launcher.setup=["export TOLD={directory}/told"]'
@@ -391,7 +400,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         description=summary, epilog=more, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--runs", type=int, default=200)
-    parser.add_argument("--minutes", type=float, default=20.0, help="give up after so many")
+    parser.add_argument("--minutes", type=float, default=25.0, help="give up after so many")
     parser.add_argument("--seed", type=int, default=1, help="of the faults")
     parser.add_argument("--every", type=float, default=6.0, metavar="SECONDS", help="between faults, on average")
     parser.add_argument("--store", type=Path, metavar="DIR", help="where all goes (default: a temporary directory)")

@@ -124,7 +124,7 @@ def test_what_is_beyond_a_limit_of_the_site_is_refused_and_submitted_later(slurm
     first, second = Submissions(sweep.store).all()
     assert first.job_id is not None
     assert second.job_id is None
-    assert len(slurm.jobs_of(tmp_path)) == 3
+    assert len(sweep.queue()) == 3
     assert "QOSMaxSubmitJobPerUserLimit" in sweep.sweep.ask("status", sweep.name)
     sweep.submit(*settings)
     assert [len(one.intent.tasks) for one in Submissions(sweep.store).all() if one.job_id] == [3, 2]
