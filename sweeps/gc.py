@@ -394,7 +394,7 @@ class Judge:
         for request in requests:
             id_ = request_id(request)
             if id_ in self._pinned:
-                self._pinned |= set(_runs_of(request))
+                self._pinned |= set(request.run_ids())
         self._wanted = self._survey_wanted(requests)
         if self._scheduler_problem:
             self.problems.append(self._scheduler_problem)
@@ -552,7 +552,7 @@ class Judge:
     def _survey_wanted(self, requests: Iterable[Request]) -> _Wanted:
         trunks: set[str] = set()
         unclear = len(self._store.damaged_requests())  # which may ask for anything
-        runs = {run_id for request in requests for run_id in _runs_of(request)} | {
+        runs = {run_id for request in requests for run_id in request.run_ids()} | {
             id_ for id_ in self._pinned if self._store.spec_path(id_).is_file()
         }
         for run_id in runs:
@@ -636,15 +636,6 @@ class Judge:
 
 def _is_point(found: Found) -> bool:
     return point_step(found.path.name) is not None
-
-
-def _runs_of(request: Request) -> Iterator[str]:
-    """Every run that a request asks for, or may come to ask for."""
-    tuning = [cell for tuning in request.tuning for cell in tuning.cells]
-    for cell in (*request.cells, *tuning):
-        if cell.run_id is not None:
-            yield cell.run_id
-        yield from (candidate.run_id for candidate in cell.candidates)
 
 
 def may_be_alive(attempts: Attempts, of_record: int | None) -> bool:

@@ -26,7 +26,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from sweeps.scheduler import SchedulerError, Slurm
+from sweeps.scheduler import SchedulerError, Slurm, seconds
 from sweeps.stopping import StopFlag
 from sweeps.triage import ErrorClass
 
@@ -111,7 +111,7 @@ def read_ending(shown: Mapping[str, str], number: int | None, restart_count: int
         return Ending(error_class="preempted", requeue=True, words="preempted")
     if number in (None, signal.SIGINT, signal.SIGHUP):
         return Ending(error_class="cancelled", requeue=False, words="interrupted by hand")
-    limit, ran = _seconds(shown.get("TimeLimit", "")), _seconds(shown.get("RunTime", ""))
+    limit, ran = seconds(shown.get("TimeLimit", "")), seconds(shown.get("RunTime", ""))
     if limit is not None and ran is not None and limit - ran < 0.1 * limit + 180:
         return Ending(error_class="timeout", requeue=True, words=f"{limit - ran:.0f} s before its time limit")
     return Ending(error_class="preempted", requeue=True, words="asked to make room")
@@ -165,12 +165,3 @@ def _patiently(ask: Callable[[], T]) -> tuple[T | None, str | None]:
 
 def _number(text: str | None) -> int | None:
     return int(text) if text is not None and text.isdecimal() else None
-
-
-def _seconds(text: str) -> float | None:
-    """[days-]hours:minutes:seconds; None for UNLIMITED and the like."""
-    days, _, rest = text.rpartition("-")
-    parts = rest.split(":")
-    if len(parts) != 3 or not all(part.isdecimal() for part in parts) or not (days or "0").isdecimal():
-        return None
-    return float(int(days or 0) * 86400 + int(parts[0]) * 3600 + int(parts[1]) * 60 + int(parts[2]))

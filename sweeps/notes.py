@@ -10,7 +10,6 @@ stays on.
 A run or trunk is named by its id, a request by `sweep/hash`, as its file is.
 """
 
-import getpass
 import json
 import os
 import re
@@ -32,6 +31,7 @@ from sweeps.store import (
     publish,
     read_json,
     request_id,
+    user_name,
 )
 
 PIN: Final = "pin"
@@ -303,14 +303,6 @@ def subject_of(store: Store, name: str) -> tuple[str, str]:
     except ConfigError as error:
         raise ConfigError([*error.problems, f"{name}: nor is there a request of this name"]) from None
     return id_, f"{'trunk' if store.is_trunk(id_) else 'run'} {id_}"
-
-
-def user_name() -> str:
-    """Who is at work here."""
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):  # a container may have no name for its user
-        return f"uid {os.getuid()}"
 
 
 def _say(

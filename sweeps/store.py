@@ -25,6 +25,7 @@ finished file. Nothing that was published is ever modified.
 
 import contextlib
 import errno
+import getpass
 import json
 import math
 import os
@@ -111,6 +112,13 @@ class Request:
     report: Mapping[str, Any]
     cells: tuple[Cell, ...]
     tuning: tuple[Tuning, ...] = ()
+
+    def run_ids(self) -> Iterator[str]:
+        """Every run that it asks for, or may come to ask for."""
+        for cell in (*self.cells, *(cell for tuning in self.tuning for cell in tuning.cells)):
+            if cell.run_id is not None:
+                yield cell.run_id
+            yield from (candidate.run_id for candidate in cell.candidates)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -728,8 +736,10 @@ def now() -> str:
 # --- files --------------------------------------------------------------------------------------
 
 
-def publish(path: Path, text: str) -> bool:
+def publish(path: Path, content: str | bytes, *, mtime: float | None = None) -> bool:
     """Make `path` appear with this content, whole or not at all; False where it is there already.
+
+    `mtime`: what it says of when it was modified, where that is not now.
 
     Written and synced under a temporary name, then link(2)-ed: the first of several wins, and what is there
     is never replaced. Raises OSError on a full or read-only disk, leaving nothing behind.
@@ -738,7 +748,9 @@ def publish(path: Path, text: str) -> bool:
         return False
     temporary = path.parent / f".{path.name}.{socket.gethostname()}.{os.getpid()}.{time.monotonic_ns()}"
     try:
-        write_synced(temporary, text)
+        write_synced(temporary, content)
+        if mtime is not None:
+            os.utime(temporary, (mtime, mtime))
     except OSError as error:
         with contextlib.suppress(OSError):
             os.unlink(temporary)
@@ -755,10 +767,10 @@ def publish(path: Path, text: str) -> bool:
             os.unlink(temporary)
 
 
-def write_synced(path: Path, text: str) -> None:
+def write_synced(path: Path, content: str | bytes) -> None:
     """Write a file and wait until it is on the disk."""
-    with open(path, "w", encoding="utf-8") as file:
-        file.write(text)
+    with open(path, "wb") as file:
+        file.write(content.encode() if isinstance(content, str) else content)
         file.flush()
         os.fsync(file.fileno())
 
@@ -842,6 +854,14 @@ def this_process() -> dict[str, Any]:
         "pid": os.getpid(),
         "pid_started": _start_time(os.getpid()),
     }
+
+
+def user_name() -> str:
+    """Who is at work here."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container may have no name for its user
+        return f"uid {os.getuid()}"
 
 
 def owner_alive(job: Mapping[str, Any]) -> bool | None:

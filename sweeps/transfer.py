@@ -46,7 +46,6 @@ from sweeps.store import (
     FORMAT,
     RECORD_SCHEMA,
     Attempts,
-    Request,
     Store,
     StoreError,
     now,
@@ -177,7 +176,7 @@ def choose_named(store: Store, names: Sequence[str], *, weights: bool, points: b
         found = [request for request in known if request.sweep == name]
         if found:
             requests |= {request_id(request) for request in found}
-            runs |= {run for request in found for run in runs_of(request)}
+            runs |= {run for request in found for run in request.run_ids()}
             continue
         try:
             subject, _ = subject_of(store, name)
@@ -186,7 +185,7 @@ def choose_named(store: Store, names: Sequence[str], *, weights: bool, points: b
             continue
         if "/" in subject:
             requests.add(subject)
-            runs |= {run for request in known if request_id(request) == subject for run in runs_of(request)}
+            runs |= {run for request in known if request_id(request) == subject for run in request.run_ids()}
         else:
             (trunks if store.is_trunk(subject) else runs).add(subject)
     if problems:
@@ -199,15 +198,6 @@ def choose_named(store: Store, names: Sequence[str], *, weights: bool, points: b
         weights=weights,
         points=points,
     )
-
-
-def runs_of(request: Request) -> Iterator[str]:
-    """Every run that a request asks for, or may come to ask for."""
-    tuning = [cell for tuning in request.tuning for cell in tuning.cells]
-    for cell in (*request.cells, *tuning):
-        if cell.run_id is not None:
-            yield cell.run_id
-        yield from (candidate.run_id for candidate in cell.candidates)
 
 
 def _trunk_of(store: Store, run_id: str) -> str | None:
@@ -828,7 +818,7 @@ class _Merging:
             content = member.read()
             if name == "metrics.jsonl":
                 content = self._renumbered_metrics(content, numbers)
-            _publish_bytes(directory / name, content)
+            publish(directory / name, content)
             self._progress(len(content))
         if not ended_well and not any(name in files for name in _ENDINGS):
             self._publish_ending(directory, "it did not say how it ended")
@@ -865,7 +855,7 @@ class _Merging:
             return
         make_dir(path.parent)
         # When it was last asked for there, by which requests are in order.
-        if _publish_bytes(path, content, mtime=member.mtime):
+        if publish(path, content, mtime=member.mtime):
             self.merged.count("requests")
             return
         own = read_json(path) or {}
@@ -876,7 +866,7 @@ class _Merging:
         for member in found:
             path = self._store.root / member.name
             make_dir(path.parent)
-            _publish_bytes(path, member.read())
+            publish(path, member.read())
 
     def _speeds(self, found: Sequence[Member]) -> None:
         """Measurements of a sort that there are none of here, but for those that came with an earlier import."""
@@ -892,7 +882,7 @@ class _Merging:
                 continue
             make_dir(self._store.root / directory)
             for name, content in theirs.items():
-                if _publish_bytes(self._store.root / directory / name, content):
+                if publish(self._store.root / directory / name, content):
                     self.merged.count("measured speeds")
 
     def _notes(self, found: Sequence[Member]) -> None:
@@ -1009,29 +999,6 @@ def _under_way(attempts: Attempts, theirs: set[str]) -> bool:
     if job is not None and owner_alive(job):
         return True
     return _own_identity(attempts, number) not in theirs
-
-
-def _publish_bytes(path: Path, content: bytes, *, mtime: float | None = None) -> bool:
-    """`sweeps.store.publish`, of any content, which may have been modified at another time."""
-    if path.exists():
-        return False
-    temporary = path.parent / f".{path.name}.{socket.gethostname()}.{os.getpid()}.{time.monotonic_ns()}"
-    try:
-        with open(temporary, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        if mtime is not None:
-            os.utime(temporary, (mtime, mtime))
-        try:
-            os.link(temporary, path)
-        except FileExistsError:
-            return False
-        sync_dir(path.parent)
-        return True
-    finally:
-        with contextlib.suppress(OSError):
-            os.unlink(temporary)
 
 
 def _differences(own: Mapping[str, Any], theirs: Mapping[str, Any]) -> str:

@@ -21,12 +21,11 @@ from hybrid.spec import ConfigError, ExecSpec
 from sweeps.cells import CellRun
 from sweeps.launch import Asked, End, Launcher
 from sweeps.launch.slurm_settings import WHERE, SlurmSettings, read_slurm_settings
-from sweeps.notes import user_name
 from sweeps.progress import SweepProgress, say
 from sweeps.scheduler import NoAnswerError, SchedulerError, Slurm
 from sweeps.snapshot import Snapshot, snapshot_dir, take_snapshot
 from sweeps.standing import Standing, Standings
-from sweeps.store import Store, is_final, now, this_process
+from sweeps.store import Store, is_final, now, this_process, user_name
 from sweeps.submissions import Answer, Intent, Item, Submissions
 from sweeps.text import duration
 from sweeps.trunks import TrunkJob, trunk_jobs

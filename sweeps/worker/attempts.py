@@ -1,7 +1,6 @@
 """An attempt from its claim to its end: what it says of itself, its log and metrics, and how it failed."""
 
 import contextlib
-import getpass
 import json
 import os
 import platform
@@ -17,7 +16,7 @@ from hybrid.train.place import RankLostError
 from sweeps import in_slurm
 from sweeps.provenance import command
 from sweeps.stopping import StopFlag, Stopped
-from sweeps.store import Attempt, Attempts, StoreError, now, publish, this_process
+from sweeps.store import Attempt, Attempts, StoreError, now, publish, this_process, user_name
 from sweeps.triage import classify, find_out
 from sweeps.worker.claims import LEASE_LOST, Busy, Heart, check_there, take_next
 
@@ -88,13 +87,6 @@ def describe_job(execution: ExecSpec, submission: int | None = None) -> dict[str
         "command": command(),
         "exec": encode(execution),
     }
-
-
-def user_name() -> str:
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):  # a container may not know the user's name
-        return str(os.getuid())
 
 
 def make_attempt(

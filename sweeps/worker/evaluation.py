@@ -10,8 +10,8 @@ from hybrid.spec import ExecSpec, IntraSpec, RunSpec
 from sweeps import in_slurm
 from sweeps.identity import run_id as identify
 from sweeps.provenance import provenance
-from sweeps.store import RECORD_SCHEMA, Store, StoreError, now
-from sweeps.worker.attempts import compare_sources, user_name
+from sweeps.store import RECORD_SCHEMA, Store, StoreError, now, user_name
+from sweeps.worker.attempts import compare_sources
 
 if TYPE_CHECKING:
     from hybrid.data import DataSource
