@@ -33,6 +33,8 @@ from sweeps.plan_settings import PlanSettings, read_plan_settings
 from sweeps.plan_text import as_text
 from sweeps.preflight import preflight
 from sweeps.progress import say
+from sweeps.retry import after_oom
+from sweeps.scheduler import SchedulerError
 from sweeps.standing import Standings
 from sweeps.store import Cell, Store, StoreError, is_final
 from sweeps.submissions import Submissions
@@ -85,12 +87,30 @@ def open_store(config: Mapping[str, Any]) -> Store:
 
 def run_request(arguments: Sequence[str], launcher: Launcher) -> int:
     """`python run.py -m ARGUMENTS`: plan the request's cells, and run, evaluate or generate from them."""
-    launcher.check()
-    expansion = _expansion(arguments)
-    around = _surroundings(expansion.config)
+    try:
+        expansion = _expansion(arguments)
+        around = _surroundings(expansion.config)
+    except ConfigError as error:
+        raise ConfigError([*error.problems, *_launcher_problems(launcher, ())]) from None
+    if around.mode in ("run", "eval"):
+        launcher.check(expansion.runs)
+    elif around.mode == "plan":
+        for problem in _launcher_problems(launcher, expansion.runs):
+            say(f"warning: {problem}")
     if around.mode == "run":
         return _run(expansion, around, launcher)
     return _look(expansion, around, launcher)
+
+
+def _launcher_problems(launcher: Launcher, runs: Sequence[CellRun]) -> tuple[str, ...]:
+    """What is wrong with the launcher's settings, a line each."""
+    try:
+        launcher.check(runs)
+    except ConfigError as error:
+        return tuple(error.problems)
+    except SchedulerError as error:
+        return (str(error),)
+    return ()
 
 
 def look_at_request(arguments: Sequence[str]) -> int:
@@ -193,7 +213,7 @@ def _run(expansion: Expansion, around: Surroundings, launcher: Launcher) -> int:
     if queue:
         say("")
     asked = _asked(expansion.request.sweep, expansion.request.overrides, plan, around)
-    ends = launcher.launch(queue, store, asked)
+    ends = launcher.launch(after_oom(queue, store), store, asked)
     as_planned = plan
     submitted = [end for end in ends if end.status == "submitted"]
     if expansion.request.tuning and not submitted and not _is_interrupted(ends):

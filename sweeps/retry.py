@@ -24,12 +24,12 @@ if TYPE_CHECKING:
     from sweeps.launch import End
 
 _DESCRIPTION = """Hands those runs of the newest request NAME to a launcher again whose newest attempt failed, was lost
-or was interrupted, and that are not queued. They are the same runs, as the store describes them. What ran out of memory
-goes on with half the microbatch; the batch stays what it is. How they are carried out, and by which launcher, is as it
-was before, but for the settings that are given."""
+or was interrupted, or whose job never began them, and that are not queued. They are the same runs, as the store
+describes them. What ran out of memory goes on with half the microbatch; the batch stays what it is. How they are
+carried out, and by which launcher, is as it was before, but for the settings that are given."""
 
 _EPILOG = """examples:
-  python -m sweeps retry table2                              all that failed, was lost or was interrupted
+  python -m sweeps retry table2                              all that failed, was lost, interrupted or cancelled
   python -m sweeps retry table2 --class oom,node_fail        only what failed of that
   python -m sweeps retry table2 --run 3f2a --on local        one run, here
   python -m sweeps retry table2 hydra.launcher.partition=big exec.activation_checkpointing=true
@@ -109,7 +109,7 @@ def retry(store: Store, options: argparse.Namespace) -> int:
     submitted = [one.submission for one in failed if one.submission is not None]
     on = options.on or ("slurm" if submitted else "local")
     launcher = launcher_of([f"hydra/launcher={on}", *_launcher_settings(store, on, submitted, options.overrides)])
-    launcher.check()
+    launcher.check(cells)
     asked = Asked(
         sweep=request.sweep,
         overrides=request.overrides,
@@ -123,11 +123,31 @@ def retry(store: Store, options: argparse.Namespace) -> int:
     )
 
 
+def after_oom(cells: Sequence["CellRun"], store: Store) -> list["CellRun"]:
+    """The cells as they are to be tried: of those that ran out of memory before, with half the microbatch that did.
+
+    Says of which, and of those with nothing left to halve.
+    """
+    found = []
+    for cell in cells:
+        failed = _oom_microbatch(store.attempts(cell.run_id), cell.resolved.run)
+        if failed is not None:
+            execution = cell.resolved.execution
+            smaller = halved(failed, execution.microbatch)
+            said = f"tried with microbatch {smaller}" if smaller else "nothing is left to halve; tried as it is"
+            say(f"{cell.cell.name} {cell.run_id}: ran out of memory with microbatch {failed}: {said}")
+            if smaller:
+                cell = replace(cell, resolved=replace(cell.resolved, execution=replace(execution, microbatch=smaller)))
+        found.append(cell)
+    return found
+
+
 # --- which ----------------------------------------------------------------------------------------
 
 
 def find_failed(store: Store, request: Request, standings: Standings, only: str | None) -> list[Failed]:
-    """The runs of the request, each once, that failed, were lost or were interrupted and that nobody is to go on with.
+    """The runs of the request, each once, that failed, were lost or interrupted, or were submitted and never begun, and
+    that nobody is to go on with.
 
     Of those that died without a word, and of those whose scheduler was not asked yet, it is found out why.
     """
@@ -138,10 +158,13 @@ def find_failed(store: Store, request: Request, standings: Standings, only: str 
         if cell.run_id is None or cell.run_id in found or only not in (None, cell.run_id):
             continue
         standing = standings.of(cell.run_id)
-        if standing.status not in ("failed", "lost", "interrupted"):
+        never_began = standing.status == "new" and standing.submission is not None
+        if standing.status not in ("failed", "lost", "interrupted") and not never_began:
             continue
         attempts = store.attempts(cell.run_id)
         error = (find_out(attempts, standing.attempt) if standing.attempt else None) or standing.error or {}
+        if never_began and standing.job is not None and standing.job.state == "CANCELLED":
+            error = {"class": "cancelled"}
         run = decode(RunSpec, store.spec(cell.run_id), f"run {cell.run_id}")
         job = attempts.job(standing.attempt) if standing.attempt else None
         execution = _execution(job) or executions.get(cell.run_id)

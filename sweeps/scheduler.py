@@ -80,6 +80,19 @@ class Job:
         return self.state in ("PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT", "RESV_DEL_HOLD")
 
 
+@dataclass(frozen=True, kw_only=True)
+class ClusterFacts:
+    """A cluster's name, "" where it has none. `max_array_size`: an array's largest index is one less; 0: it has no
+    arrays. `hides_jobs`: users are not shown those of others."""
+
+    cluster: str
+    max_array_size: int
+    hides_jobs: bool
+
+
+_FACTS = ("ClusterName", "MaxArraySize", "PrivateData")
+
+
 class Slurm:
     """The Slurm cluster that the commands on the PATH speak to. Everything may raise SchedulerError."""
 
@@ -123,12 +136,14 @@ class Slurm:
             ids = [row.partition("|")[0].partition("_")[0] for row in records if row.partition("|")[2] == job_name]
         return max(ids, key=int, default=None)
 
-    def max_array_size(self) -> int:
-        """An array's largest index is one less. 0: this cluster has no arrays."""
-        found = re.search(r"^MaxArraySize\s*=\s*(\d+)", _run("scontrol", "show", "config"), re.MULTILINE)
-        if found is None:
+    def facts(self) -> ClusterFacts:
+        """What the controller says of its cluster."""
+        config = _run("scontrol", "show", "config")
+        found = {name: re.search(rf"^{name}\s*=\s*(.*?)\s*$", config, re.MULTILINE) for name in _FACTS}
+        name, size, private = (None if match is None else match[1] for match in found.values())
+        if size is None or not size.isdecimal():
             raise SchedulerError("scontrol show config: says no MaxArraySize: expected Slurm 20 or newer")
-        return int(found[1])
+        return ClusterFacts(cluster=name or "", max_array_size=int(size), hides_jobs="jobs" in (private or ""))
 
     def show(self, job_id: str) -> dict[str, str]:
         """What the controller holds of a job (of an array: of one element); {} where it has forgotten it."""

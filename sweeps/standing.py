@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from sweeps.scheduler import Job, SchedulerError, Slurm
+from sweeps.scheduler import ClusterFacts, Job, SchedulerError, Slurm
 from sweeps.store import (
     RESUMABLE_CLASSES,
     Attempts,
@@ -28,6 +28,7 @@ from sweeps.store import (
     owner_alive,
     read_json,
     this_process,
+    user_name,
 )
 from sweeps.submissions import Answer, Item, ItemKind, Submission, Submissions
 from sweeps.text import duration
@@ -73,6 +74,10 @@ class Standing:
     item: Item | None = None
 
 
+Evaluation = Literal["", "queued", "running", "done", "failed"]
+"""Where a run's evaluation is; "" where none was submitted."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Submitted:
     """A submission that holds a run, its evaluation, or a trunk: what became of its task, as text, and the file to
@@ -104,13 +109,14 @@ class _Task:
 
 @dataclass(frozen=True, kw_only=True)
 class _Place:
-    """A task with what the scheduler says of it. `known` is False where nobody can say; `job` None then, or where the
-    scheduler has no such job (any more), or not yet: `unanswered`."""
+    """A task with what the scheduler says of it. `known` is False where nobody can say, which `why_not` explains; `job`
+    is None then, or where the scheduler has no such job (any more), or not yet: `unanswered`."""
 
     task: _Task
     job: Job | None
     known: bool
     unanswered: bool
+    why_not: str = _CANNOT_ASK
 
     @property
     def is_active(self) -> bool:
@@ -139,6 +145,7 @@ class Standings:
         self._evals: dict[str, list[_Task]] = {}
         self._unanswered: set[int] = set()
         self._jobs: dict[str, Job] | None = None
+        self._cluster: ClusterFacts | None = None
         self._triage_until = time.monotonic() + _TRIAGE_S
         # However the command ends: nobody has to remember to close it.
         weakref.finalize(self, self._observed.save)
@@ -165,8 +172,24 @@ class Standings:
 
     def is_being_evaluated(self, run_id: str) -> bool:
         """Whether a task that evaluates the run is queued or running."""
+        return self.evaluation(run_id)[0] in ("queued", "running")
+
+    def evaluation(self, run_id: str) -> tuple[Evaluation, str]:
+        """What became of the newest task that was to evaluate the run, and what else one should know of that."""
         self._index()
-        return any(self._place(task).is_active for task in self._evals.get(run_id, []))
+        places = [self._place(task) for task in self._evals.get(run_id, [])]
+        if not places:
+            return "", ""
+        place = next((place for place in reversed(places) if place.is_active), places[-1])
+        if place.is_active:
+            return ("running", "") if place.job is not None and not place.job.is_pending else ("queued", _waits(place))
+        if self._has_evaluation(run_id):
+            return "done", ""
+        status, note = _not_begun(place)
+        return ("queued", note) if status == "queued" else ("failed", note.replace(" before it began it", ""))
+
+    def _has_evaluation(self, run_id: str) -> bool:
+        return any((self._store.run_dir(run_id) / "evals").glob("*/record.json"))
 
     def _submitted(self, task: _Task) -> Submitted:
         place, number, job_id = self._place(task), task.submission.number, task.job_id
@@ -187,7 +210,7 @@ class Standings:
         elif task.submission.intent.job_name in self._observed.finished:
             text = f"job {job_id}, which is over"
         else:
-            text = f"job {job_id}, {'which the scheduler has forgotten' if place.known else _CANNOT_ASK}"
+            text = f"job {job_id}, {'which the scheduler has forgotten' if place.known else place.why_not}"
         output = None if job_id is None else task.submission.directory / f"{job_id}.out"
         return Submitted(submission=number, kind=task.item.kind, text=text, output=output)
 
@@ -239,7 +262,7 @@ class Standings:
 
     def _asked_by_name(self, submission: Submission, *, certain: bool) -> Answer | None:
         """None where it is not known. `certain`: whoever submitted it is gone."""
-        if self._slurm is None:
+        if self._slurm is None or self._elsewhere(submission):
             return None
         name = submission.intent.job_name
         try:
@@ -269,18 +292,47 @@ class Standings:
         job_id = task.job_id
         if job_id is None:
             return _Place(task=task, job=None, known=True, unanswered=False)
-        jobs = self._ask() if task.item.kind != "eval" else self._ask_of_evaluation(task)
-        if jobs is None:
-            return _Place(task=task, job=None, known=False, unanswered=False)
+        jobs = self._ask()
+        elsewhere = self._elsewhere(task.submission)
+        if jobs is None or elsewhere:
+            return _Place(task=task, job=None, known=False, unanswered=False, why_not=elsewhere or _CANNOT_ASK)
         job = jobs.get(job_id) or jobs.get(task.submission.job_id or "")
-        # Ids are those of one cluster, and go round. sacct may not have had the name in time.
-        foreign = job is not None and job.name not in (task.submission.intent.job_name, "allocation")
-        return _Place(task=task, job=None if foreign else job, known=not foreign, unanswered=False)
+        # Ids go round. sacct may not have had the name in time.
+        if job is not None and job.name not in (task.submission.intent.job_name, "allocation"):
+            return _Place(task=task, job=None, known=False, unanswered=False)
+        hidden = self._hidden(task.submission) if job is None else ""
+        return _Place(task=task, job=job, known=not hidden, unanswered=False, why_not=hidden or _CANNOT_ASK)
+
+    def _elsewhere(self, submission: Submission) -> str:
+        """Which other cluster than the one that can be asked here a submission went to; "" where it is this one."""
+        cluster = submission.intent.cluster
+        if not cluster or self._slurm is None or cluster in (self._facts().cluster, ""):
+            return ""
+        return f"it is a job of the cluster {cluster}, which cannot be asked here"
+
+    def _hidden(self, submission: Submission) -> str:
+        """Why a job that the scheduler does not show may be there all the same."""
+        owner = submission.intent.owner.get("user")
+        if owner in (None, user_name()) or not self._facts().hides_jobs:
+            return ""
+        return f"the scheduler shows nobody but {owner} this job"
+
+    def _facts(self) -> ClusterFacts:
+        """What the cluster says of itself; nothing where it does not answer."""
+        if self._cluster is None:
+            self._cluster = ClusterFacts(cluster="", max_array_size=0, hides_jobs=False)
+            if self._slurm is not None:
+                try:
+                    self._cluster = self._slurm.facts()
+                except SchedulerError as error:
+                    self._failed(error)
+        return self._cluster
 
     def _ask(self) -> dict[str, Job] | None:
         """All jobs of submissions that are not finished, asked for once; None where the scheduler cannot be asked."""
         if self._jobs is None and self._slurm is not None:
-            ids = {task.submission.job_id for tasks in self._unfinished() for task in tasks}
+            asked = [task.submission for tasks in self._unfinished() for task in tasks]
+            ids = {one.job_id for one in asked if not self._elsewhere(one)}
             try:
                 self._jobs = self._slurm.jobs(id_ for id_ in ids if id_ is not None)
             except SchedulerError as error:
@@ -288,36 +340,29 @@ class Standings:
                 self._failed(error)
         return self._jobs
 
-    def _ask_of_evaluation(self, task: _Task) -> dict[str, Job] | None:
-        """An evaluation waits for a run that is finished, so it is not among what `_ask` asks for; few want to know."""
-        if self._slurm is None or task.submission.job_id is None:
-            return None
-        try:
-            return self._slurm.jobs([task.submission.job_id])
-        except SchedulerError as error:
-            self._failed(error)
-            return None
-
     def _unfinished(self) -> list[list[_Task]]:
-        """The tasks of submissions of which some run has no record yet; of those with none, nobody need ask again."""
+        """The tasks of submissions of which some run has no record yet, or no evaluation; of those with none, nobody
+        need ask again."""
         by_name: dict[str, list[_Task]] = {}
-        for tasks in (*self._index().values(), *self._of_trunk.values()):
+        for tasks in (*self._index().values(), *self._of_trunk.values(), *self._evals.values()):
             for task in tasks:
                 by_name.setdefault(task.submission.intent.job_name, []).append(task)
         finished = self._observed.finished
         has_record: dict[str, bool] = {}
-        for name in by_name.keys() - finished:
-            for task in by_name[name]:
-                for run_id in task.item.branches if task.item.kind == "trunk" else (task.item.run_id,):
-                    if run_id not in has_record:
-                        has_record[run_id] = self._store.record_path(run_id).exists()
-                    if not has_record[run_id]:
-                        break
-                else:
-                    continue
-                break
-            else:
-                finished.add(name)
+
+        def is_recorded(run_id: str) -> bool:
+            if run_id not in has_record:
+                has_record[run_id] = self._store.record_path(run_id).exists()
+            return has_record[run_id]
+
+        def is_finished(item: Item) -> bool:
+            if item.kind == "eval":
+                return self._has_evaluation(item.run_id)
+            return all(map(is_recorded, item.branches if item.kind == "trunk" else (item.run_id,)))
+
+        finished |= {
+            name for name in by_name.keys() - finished if all(is_finished(task.item) for task in by_name[name])
+        }
         return [tasks for name, tasks in by_name.items() if name not in finished]
 
     # --- one run ---
@@ -390,7 +435,7 @@ class Standings:
             where = f"its task {place.job.job_id} is {place.job.state}"
             return "running", f"its process is gone, but {where}" if alive is False else silent if dead else ""
         if place is not None and not place.known and _in_slurm(owner):
-            return "running", f"{_CANNOT_ASK}; {'its process is gone' if alive is False else silent}"
+            return "running", f"{place.why_not}; {'its process is gone' if alive is False else silent}"
         if dead:
             return "lost", ""
         if place is not None and _in_slurm(owner) and place.known:
@@ -459,7 +504,7 @@ def _not_begun(place: _Place | None) -> tuple[Status, str]:
         return "queued", _waits(place)
     task = place.task
     if not place.known:
-        return "queued", f"{_CANNOT_ASK}: job {task.job_id}"
+        return "queued", f"{place.why_not}: job {task.job_id}"
     if task.job_id is None:
         answer = task.submission.answer
         return "new", f"submission {task.submission.number}: {answer.message if answer is not None else ''}"
@@ -499,7 +544,7 @@ def _ended(error: Mapping[str, Any], owner: Mapping[str, Any] | None, place: _Pl
             return status, ""
         return "queued", _waits(place)
     if not place.known and place.task.job_id is not None:
-        return status, f"{_CANNOT_ASK}: job {place.task.job_id}"
+        return status, f"{place.why_not}: job {place.task.job_id}"
     later = (owner or {}).get("slurm") or {}
     if place.job is not None and (later.get("submission") or 0) < place.task.submission.number:
         return status, f"job {place.job.job_id} came after it: {place.job.state}"

@@ -14,7 +14,7 @@ from hybrid.spec import ConfigError, RunSpec
 from sweeps import in_slurm
 from sweeps.notes import NoteBook, notes_of
 from sweeps.speed import prediction_text
-from sweeps.standing import Standing, Standings
+from sweeps.standing import Evaluation, Standing, Standings
 from sweeps.store import (
     FINAL,
     Attempts,
@@ -142,6 +142,8 @@ class CellState:
     error_class: str = ""
     message: str = ""
     note: str = ""
+    evaluation: Evaluation = ""
+    evaluation_note: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,9 +161,14 @@ class RequestState:
         return Counter(cell.status for cell in self.cells)
 
     @property
+    def evaluations(self) -> Counter[Evaluation]:
+        """Of the cells whose evaluation was submitted."""
+        return Counter(cell.evaluation for cell in self.cells if cell.evaluation)
+
+    @property
     def is_active(self) -> bool:
         """Whether anything is queued or running."""
-        return bool(self.counts["queued"] or self.counts["running"])
+        return any(counts["queued"] or counts["running"] for counts in (self.counts, self.evaluations))
 
 
 def look(store: Store, request: Request, standings: Standings | None = None) -> RequestState:
@@ -175,7 +182,9 @@ def look(store: Store, request: Request, standings: Standings | None = None) -> 
             cells.append(CellState(name=cell.name, row=cell.row, run_id=None, status=UNTUNED))
             continue
         if cell.run_id not in found:
-            found[cell.run_id] = _cell_state(store, cell.run_id, standings.of(cell.run_id))
+            evaluation, note = standings.evaluation(cell.run_id)
+            state = _cell_state(store, cell.run_id, standings.of(cell.run_id))
+            found[cell.run_id] = replace(state, evaluation=evaluation, evaluation_note=note)
         cells.append(replace(found[cell.run_id], name=cell.name, row=cell.row))
     return RequestState(
         sweep=request.sweep,
@@ -342,7 +351,7 @@ def status_text(store: Store, requests: list[Request], *, as_json: bool) -> str:
 def state_text(state: RequestState, *, lines: int | None = None) -> str:
     """Counts, one line a cell, and why the bad ones are bad; within so many lines, those first that change."""
     counts = ", ".join(f"{n} {status}" for status, n in _by_order(state.counts))
-    text = [f"{state.sweep}: {len(state.cells)} cells: {counts}", ""]
+    text = [f"{state.sweep}: {len(state.cells)} cells: {counts}{_evaluations_text(state)}", ""]
     below = [*_reasons(state), *state.sentences, *state.problems, *state.noted]
     below = ["", *below] if below else []
     cells: Sequence[CellState] = state.cells
@@ -354,6 +363,12 @@ def state_text(state: RequestState, *, lines: int | None = None) -> str:
             below = [f"... and {len(cells) - room} more", *below]
             cells = cells[:room]
     return "\n".join([*text, _table(cells), *below])
+
+
+def _evaluations_text(state: RequestState) -> str:
+    """How many evaluations are where, the jobs that were submitted for them; nothing where none was."""
+    counts = ", ".join(f"{count} {status}" for status, count in sorted(state.evaluations.items()))
+    return f"; evaluations: {counts}" if counts else ""
 
 
 _ORDER: tuple[CellStatus, ...] = (
@@ -370,6 +385,7 @@ def _table(cells: Sequence[CellState]) -> str:
     on_gpus = any(cell.device.startswith("cuda") for cell in cells)
     unit = "GPU-h" if on_gpus else "CPU-h"
     header = ["cell", "run", "state", "attempt", "step", "loss", "tokens/s", "left", "node", "owner", unit, "planned"]
+    header += ["evaluation"]
     rows = [
         [
             cell.name,
@@ -384,6 +400,7 @@ def _table(cells: Sequence[CellState]) -> str:
             cell.owner,
             "" if cell.hours is None else hours_text(cell.hours),
             "" if cell.predicted_hours is None else hours_text(cell.predicted_hours),
+            cell.evaluation,
         ]
         for cell in cells
     ]
@@ -437,6 +454,8 @@ def _reasons(state: RequestState) -> list[str]:
         ended_badly = cell.status in ("failed", "interrupted", "lost", "damaged")
         parts = [f"{cell.error_class}: {cell.message}"] if ended_badly and cell.error_class else []
         parts += [cell.note] if cell.note and "trunk " not in cell.note and not _is_usual(cell) else []
+        if cell.evaluation == "failed":
+            parts.append(f"its evaluation came to nothing: {cell.evaluation_note}")
         if parts:
             reason = "; ".join(parts)
             reasons.setdefault(_JOB.sub("its job", reason), {})[cell.name] = reason
@@ -461,6 +480,7 @@ def state_json(state: RequestState) -> str:
     content = {
         "sweep": state.sweep,
         "counts": dict(_by_order(state.counts)),
+        "evaluations": dict(sorted(state.evaluations.items())),
         "cells": [asdict(cell) for cell in state.cells],
         "notes": list(state.sentences),
         "problems": list(state.problems),

@@ -54,8 +54,8 @@ class Intent:
     `job_name` is the name of its job; `owner` the process that submits it, as `sweeps.store.this_process` tells it, and
     the user. `execution`, an ExecSpec as plain data, holds for every item; `resources` are the launcher's settings as
     they were resolved, for people and for whoever submits again; `snapshot` is the code that its tasks run, None for
-    the code as it is by then.
-    `dependency` is sbatch's, empty for none. `checkpoints` and `data` are those of the store.
+    the code as it is by then. `dependency` is sbatch's, and `cluster` the name of the cluster that is asked, both empty
+    for none. `checkpoints` and `data` are those of the store.
     """
 
     job_name: str
@@ -72,6 +72,7 @@ class Intent:
     dependency: str = ""
     command: tuple[str, ...] = ()
     notify: Mapping[str, Any] = field(default_factory=dict)
+    cluster: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

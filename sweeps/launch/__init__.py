@@ -58,8 +58,12 @@ class Asked:
 class Launcher(ABC):
     """Carries out runs that are missing from a store."""
 
-    def check(self) -> None:
-        """Raises ConfigError where the launcher's own settings cannot be meant."""
+    def check(self, runs: Sequence[CellRun]) -> None:
+        """Raises ConfigError where the launcher's settings cannot be meant, with all that is wrong with them.
+
+        `runs` are all cells of a request, also those that are finished; none where it is not known yet which. What a
+        launcher can learn of its cluster without leaving anything behind, it has asked by then.
+        """
         return
 
     @abstractmethod

@@ -143,7 +143,9 @@ class LocalProcesses(Launcher):
     def __init__(self, workers: int | None = None) -> None:
         self._workers = workers
 
-    def check(self) -> None:
+    def check(self, runs: Sequence[CellRun]) -> None:
+        if runs:
+            refuse_ranks(runs)
         if self._workers is not None and (not isinstance(self._workers, int) or self._workers < 1):
             raise ConfigError(
                 f"hydra.launcher.workers = {self._workers!r}: expected a whole number of at least 1, "

@@ -6,6 +6,7 @@ on by themselves, and `sweeps status` reads what became of them.
 """
 
 import math
+import re
 import secrets
 import shlex
 import sys
@@ -58,20 +59,18 @@ class SlurmJobs(Launcher):
         self._settings: SlurmSettings | None = None
         self._slurm: Slurm | None = None
 
-    def check(self) -> None:
-        problems: list[str] = []
+    def check(self, runs: Sequence[CellRun]) -> None:
         slurm = Slurm.find()
+        settings, problems = read_slurm_settings(self._config)
+        problems += _check_runs(settings, runs)
         if slurm is None:
             problems.append(
                 "hydra/launcher = slurm: there is no sbatch on the PATH: expected a login node of a Slurm cluster; "
                 "hydra/launcher=local runs here"
             )
-        try:
-            settings = read_slurm_settings(self._config)
-        except ConfigError as error:
-            raise ConfigError([*problems, *error.problems]) from None
-        if slurm is not None:
-            problems += _unknown(settings, slurm)
+        else:
+            settings, unknown = _known(settings, slurm)
+            problems += [*unknown, *_refused(settings, slurm, runs)]
         if problems:
             raise ConfigError(problems)
         self._settings, self._slurm = settings, slurm
@@ -79,25 +78,24 @@ class SlurmJobs(Launcher):
     def launch(self, cells: Sequence[CellRun], store: Store, asked: Asked) -> list[End]:
         if not cells:
             return []
-        if self._settings is None or self._slurm is None:
-            self.check()
-        settings, slurm = self._settings, self._slurm
-        assert settings is not None
-        assert slurm is not None
-        _check_cells(cells, settings, _rows(cells, store, asked))
+        settings, slurm = self._checked(cells)
         ends = _Submitting(store, slurm, settings, asked).all(cells)
         return _until_ended(ends, store, slurm, asked) if asked.wait else ends
 
+    def _checked(self, cells: Sequence[CellRun]) -> tuple[SlurmSettings, Slurm]:
+        if self._settings is None or self._slurm is None:
+            self.check(cells)
+        assert self._settings is not None
+        assert self._slurm is not None
+        return self._settings, self._slurm
+
     def evaluate(self, cells: Sequence[CellRun], store: Store, asked: Asked) -> list[End] | None:
-        self.check()
-        settings, slurm = self._settings, self._slurm
-        assert settings is not None
-        assert slurm is not None
+        settings, slurm = self._checked(cells)
         return _Submitting(store, slurm, settings, asked).evaluations(cells)
 
 
-def _unknown(settings: SlurmSettings, slurm: Slurm) -> list[str]:
-    """What the cluster does not have, of what the settings name."""
+def _known(settings: SlurmSettings, slurm: Slurm) -> tuple[SlurmSettings, list[str]]:
+    """The settings without what the cluster does not have, and a line for each of these."""
     problems = []
     asks = {"partition": slurm.partitions, "account": slurm.accounts, "qos": slurm.qos}
     for name, ask in asks.items():
@@ -109,25 +107,27 @@ def _unknown(settings: SlurmSettings, slurm: Slurm) -> list[str]:
         problems += [
             f"{WHERE}.{name} = {part}: not of this cluster{did_you_mean(part, names or ())}" for part in missing
         ]
-    return problems
+        if missing:
+            settings = _with(settings, {name: None})
+    return settings, problems
 
 
-def _rows(cells: Sequence[CellRun], store: Store, asked: Asked) -> set[str]:
-    """The rows of the request, those that are finished too."""
-    requests = [request for request in store.requests(asked.sweep) if request.overrides == tuple(asked.overrides)]
-    of_request = {cell.row for one in requests for cell in (*one.cells, *(c for t in one.tuning for c in t.cells))}
-    return of_request | {cell.cell.row for cell in cells}
+def _with(settings: SlurmSettings, changes: Mapping[str, Any]) -> SlurmSettings:
+    return replace(settings, **changes)
 
 
-def _check_cells(cells: Sequence[CellRun], settings: SlurmSettings, rows: set[str]) -> None:
-    """Raises ConfigError for what the settings cannot mean for these cells of a request with these rows."""
+def _check_runs(settings: SlurmSettings, runs: Sequence[CellRun]) -> list[str]:
+    """What the settings cannot mean for these cells."""
     problems = []
+    if not runs:
+        return []
+    rows = {run.cell.row for run in runs}
     problems += [
         f"{WHERE}.priority.{row} = {number:g}: no such row{did_you_mean(row, rows)}"
         for row, number in settings.priority.items()
         if row not in rows
     ]
-    executions = {cell.resolved.execution for cell in cells}
+    executions = {run.resolved.execution for run in runs}
     if settings.runs_per_gpu > 1 and any(_ranks(execution) > 1 for execution in executions):
         problems.append(
             f"{WHERE}.runs_per_gpu = {settings.runs_per_gpu}: expected 1, as each run has several ranks (exec.nodes, "
@@ -140,12 +140,140 @@ def _check_cells(cells: Sequence[CellRun], settings: SlurmSettings, rows: set[st
             f"before the limit, exec.checkpoint_every_s = {slowest:g} and {WHERE}.grace_s = {settings.grace_s}: "
             f"{math.ceil((slowest + settings.grace_s) / 60)} minutes"
         )
-    if problems:
-        raise ConfigError(problems)
+    return problems
+
+
+_OPTIONAL = {
+    **{name: name for name in ("partition", "account", "qos", "mem", "cpus_per_task", "constraint")},
+    "time_min": "time",
+}
+"""Settings that are left to Slurm where they are null, by their names for users."""
+
+
+def _refused(settings: SlurmSettings, slurm: Slurm, runs: Sequence[CellRun]) -> list[str]:
+    """What the scheduler says of jobs as the settings would make them: of each setting by which it takes none.
+
+    Raises NoAnswerError where it says nothing.
+    """
+    of_runs = [run.resolved.execution for run in runs]
+    shapes = {_Shape.of(settings, execution, settings.runs_per_gpu): None for execution in of_runs}
+    if not runs:
+        shapes = {_Shape(nodes=1, ranks_per_node=1, cpus_per_rank=settings.cpus_per_task or 1, on_gpu=False): None}
+    if settings.evaluate:
+        shapes |= {_Shape.of(settings, _on_one_device(execution), settings.runs_per_gpu): None for execution in of_runs}
+    problems: list[str] = []
+    for shape in shapes:
+        said = _said_of(settings, shape, slurm)
+        if said is None:
+            continue
+        bare = _with(settings, {"sbatch": {}, **dict.fromkeys(_OPTIONAL, None)})
+        alone = {
+            f"{WHERE}.{name} = {getattr(settings, field)}": _with(bare, {field: getattr(settings, field)})
+            for field, name in _OPTIONAL.items()
+            if getattr(settings, field) is not None
+        }
+        alone |= {
+            f"{WHERE}.sbatch.{option} = {value}": replace(bare, sbatch={option: value})
+            for option, value in settings.sbatch.items()
+        }
+        without = _said_of(bare, shape, slurm)
+        found = {what: _said_of(one, shape, slurm) for what, one in alone.items()}
+        told = [f"{what}: {why}" for what, why in found.items() if why not in (None, without)]
+        problems += told or [f"the scheduler would not take these jobs ({shape.words}): {said}"]
+    return list(dict.fromkeys(problems))
+
+
+def _said_of(settings: SlurmSettings, shape: "_Shape", slurm: Slurm) -> str | None:
+    """Why the scheduler would not take such a job; None where it would."""
+    with tempfile.TemporaryDirectory() as directory:
+        script = Path(directory) / "script.sh"
+        script.write_text(_script(settings, shape, "check", Path(directory), 1, {}, (), "true"))
+        try:
+            slurm.check(script)
+        except NoAnswerError:
+            raise
+        except SchedulerError as error:
+            return re.sub(r"^sbatch --test-only \S+: ", "", str(error))
+    return None
 
 
 def _ranks(execution: ExecSpec) -> int:
     return execution.nodes * execution.gpus_per_node
+
+
+def _on_one_device(execution: ExecSpec) -> ExecSpec:
+    """As evaluations are carried out."""
+    return replace(execution, nodes=1, gpus_per_node=1)
+
+
+# --- a job's script -----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Shape:
+    """What a task of a job takes of the cluster."""
+
+    nodes: int
+    ranks_per_node: int
+    cpus_per_rank: int
+    on_gpu: bool
+
+    @classmethod
+    def of(cls, settings: SlurmSettings, execution: ExecSpec, side_by_side: int) -> "_Shape":
+        """A core for each thread of the runs that a task carries out side by side, unless it is said how many."""
+        return cls(
+            nodes=execution.nodes,
+            ranks_per_node=execution.gpus_per_node,
+            cpus_per_rank=settings.cpus_per_task or execution.threads * side_by_side,
+            on_gpu=execution.device.startswith("cuda"),
+        )
+
+    @property
+    def words(self) -> str:
+        gpus = f", {self.ranks_per_node} GPUs on each" if self.on_gpu else ""
+        return f"nodes: {self.nodes}, cores on each: {self.ranks_per_node * self.cpus_per_rank}{gpus}"
+
+
+def _script(
+    settings: SlurmSettings,
+    shape: _Shape,
+    name: str,
+    directory: Path,
+    tasks: int,
+    options: Mapping[str, Any],
+    setup: Sequence[str],
+    command: str,
+) -> str:
+    """What sbatch is given, by submitit, to have `command` in an array of so many tasks that print to `directory`."""
+    import submitit
+
+    executor = submitit.SlurmExecutor(folder=directory)
+    plain = str(directory).replace("%", "%%")  # which stands for itself in the names that Slurm makes
+    more: dict[str, Any] = {"output": f"{plain}/%A_%a.out", "requeue": True, **options}
+    more |= {key: True if value is None else value for key, value in settings.sbatch.items()}
+    parameters: dict[str, Any] = {
+        "job_name": name,
+        "partition": settings.partition,
+        "account": settings.account,
+        "qos": settings.qos,
+        "time": settings.time_min,
+        "mem": settings.mem,
+        "constraint": settings.constraint,
+        "nodes": shape.nodes,
+        "ntasks_per_node": shape.ranks_per_node,
+        "cpus_per_task": shape.cpus_per_rank,
+        "gpus_per_node": shape.ranks_per_node if shape.on_gpu else None,
+        "signal_delay_s": settings.grace_s,
+        "setup": ["set -e", *settings.setup, *setup],
+        "stderr_to_stdout": True,
+        "wckey": None,
+        "use_srun": False,  # of our own, for the output is one file
+        "additional_parameters": more,
+    }
+    executor.update_parameters(**parameters)
+    executor.parameters["map_count"] = tasks
+    executor.parameters["array_parallelism"] = settings.throttle or tasks
+    return executor._make_submission_file_text(command, "") + "\n"
 
 
 # --- what is submitted --------------------------------------------------------------------------
@@ -161,14 +289,14 @@ class _Submitting:
         self._store, self._slurm, self._settings, self._asked = store, slurm, settings, asked
         self._submissions = Submissions(store)
         self._snapshots: dict[tuple[str, ...], Snapshot] = {}
-        self._checked: set[ExecSpec] = set()
         self._has_trunks = False
+        self._cluster = slurm.facts()
         self._jobs: dict[str, str] = {}  # of this call: run or trunk id to the name of its task's job
 
     def all(self, cells: Sequence[CellRun]) -> list[End]:
         for cell in cells:
             self._store.publish_spec(cell.resolved.run)
-        most = self._settings.array_size or self._slurm.max_array_size()
+        most = self._settings.array_size or self._cluster.max_array_size
         while True:
             last = self._submissions.last()
             standings = Standings(self._store, self._slurm)
@@ -192,14 +320,13 @@ class _Submitting:
         todo = [cell for cell in missing if cell not in queued]
         groups: dict[ExecSpec, list[tuple[Item, ...]]] = {}
         for cell in self._in_order(todo):
-            alone = replace(cell.resolved.execution, nodes=1, gpus_per_node=1)
+            alone = _on_one_device(cell.resolved.execution)
             item = Item(kind="eval", run_id=cell.run_id, name=cell.cell.name, row=cell.cell.row, seed=cell.cell.seed)
             groups.setdefault(alone, []).append((item,))
-        most = self._settings.array_size or self._slurm.max_array_size()
+        most = self._settings.array_size or self._cluster.max_array_size
         for execution, tasks in groups.items():
             for begin in range(0, len(tasks), most):
                 array = _Array(tasks=tuple(tasks[begin : begin + most]), execution=execution)
-                self._check_script(array)
                 self._submit_next(array)
         self._say_jobs()
         return [
@@ -219,10 +346,6 @@ class _Submitting:
         number = last
         trunks = trunk_jobs(todo, self._store)
         arrays = [*self._trunk_arrays(trunks, todo, standings, most), *self._run_arrays(trunks, todo, most)]
-        for array in arrays:  # all of them, before any is submitted
-            self._check_script(array)
-            if self._is_evaluated(array):
-                self._check_script(_evaluations(array))
         for array in arrays:
             number += 1
             job_id = self._submit(number, self._after_trunk(array))
@@ -248,7 +371,7 @@ class _Submitting:
         self, trunks: Sequence[TrunkJob], todo: Sequence[CellRun], standings: Standings, most: int
     ) -> Iterator[_Array]:
         names = {cell.run_id: cell for cell in todo}
-        groups: dict[ExecSpec, list[tuple[Item, ...]]] = {}
+        groups: dict[tuple[ExecSpec, str], list[tuple[Item, ...]]] = {}
         for job in trunks:
             queued = standings.trunk_job_id(job.trunk_id, job.points)
             if queued is not None:
@@ -267,10 +390,12 @@ class _Submitting:
                 points=job.points,
                 branches=job.branches,
             )
-            groups.setdefault(job.execution, []).append((item,))
-        for execution, tasks in groups.items():
+            # Another that makes fewer points of it goes first: one at a time can train a trunk.
+            before = standings.trunk_job_id(job.trunk_id)
+            groups.setdefault((job.execution, "" if before is None else f"afterany:{before}"), []).append((item,))
+        for (execution, dependency), tasks in groups.items():
             for begin in range(0, len(tasks), most):
-                yield _Array(tasks=tuple(tasks[begin : begin + most]), execution=execution)
+                yield _Array(tasks=tuple(tasks[begin : begin + most]), execution=execution, dependency=dependency)
 
     def _run_arrays(self, trunks: Sequence[TrunkJob], todo: Sequence[CellRun], most: int) -> Iterator[_Array]:
         """Cells of one ExecSpec that wait for the same trunk, or for none, in the order in which they should start."""
@@ -315,7 +440,7 @@ class _Submitting:
         self._snapshot_again(intent, array)
         script = self._submissions.directory(number) / "script.sh"
         try:
-            script.write_text(self._script(number, intent, array))
+            script.write_text(self._script_of(number, intent, array))
             answer = Answer(job_id=self._slurm.submit(script))
         except NoAnswerError as error:
             # It may have taken the job, and only its word was lost. Who asks next finds out, if this cannot.
@@ -361,6 +486,7 @@ class _Submitting:
             dependency=array.dependency,
             command=tuple(sys.argv),
             notify=self._asked.notify,
+            cluster=self._cluster.cluster,
         )
 
     def _config_of_settings(self) -> Mapping[str, Any]:
@@ -378,60 +504,15 @@ class _Submitting:
         if intent.snapshot is not None and not snapshot_dir(self._store, intent.snapshot).is_dir():
             take_snapshot(self._store, array.execution.mixers)
 
-    def _check_script(self, array: _Array) -> None:
-        """Have the scheduler look at a job like this one before the first is submitted. Raises Refused."""
-        if array.execution in self._checked:
-            return
-        self._checked.add(array.execution)
-        intent = replace(self._intent(array), dependency="")
-        with tempfile.TemporaryDirectory() as directory:
-            script = Path(directory) / "script.sh"
-            script.write_text(self._script(0, intent, array))
-            try:
-                self._slurm.check(script)
-            except SchedulerError as error:
-                said = str(error).replace(f" --test-only {script}", "")
-                raise Refused(f"the scheduler would not take these jobs: {said}. {self._so_far()}") from error
-
     def _so_far(self) -> str:
         return f"{self._what()} were submitted before" if self._jobs else "Nothing was submitted"
 
-    def _script(self, number: int, intent: Intent, array: _Array) -> str:
-        """What sbatch is given, by submitit."""
-        import submitit
-
-        settings, execution = self._settings, array.execution
+    def _script_of(self, number: int, intent: Intent, array: _Array) -> str:
+        shape = _Shape.of(self._settings, array.execution, max(len(items) for items in array.tasks))
         directory = self._submissions.directory(number).absolute()
-        on_gpu = execution.device.startswith("cuda")
-        executor = submitit.SlurmExecutor(folder=directory)
-        plain = str(directory).replace("%", "%%")  # which stands for itself in the names that Slurm makes
-        options: dict[str, Any] = {"output": f"{plain}/%A_%a.out", "requeue": True}
-        if intent.dependency:
-            options |= {"dependency": intent.dependency, "kill-on-invalid-dep": "yes"}
-        options |= {key: True if value is None else value for key, value in settings.sbatch.items()}
-        parameters: dict[str, Any] = {
-            "job_name": intent.job_name,
-            "partition": settings.partition,
-            "account": settings.account,
-            "qos": settings.qos,
-            "time": settings.time_min,
-            "mem": settings.mem,
-            "constraint": settings.constraint,
-            "nodes": execution.nodes,
-            "ntasks_per_node": execution.gpus_per_node,
-            "cpus_per_task": self._cpus(array),
-            "gpus_per_node": execution.gpus_per_node if on_gpu else None,
-            "signal_delay_s": settings.grace_s,
-            "setup": ["set -e", *settings.setup, *self._environment(number, intent)],
-            "stderr_to_stdout": True,
-            "wckey": None,
-            "use_srun": False,  # of our own, for the output is one file
-            "additional_parameters": options,
-        }
-        executor.update_parameters(**parameters)
-        executor.parameters["map_count"] = len(array.tasks)
-        executor.parameters["array_parallelism"] = settings.throttle or len(array.tasks)
-        return executor._make_submission_file_text(self._command(number, array), "") + "\n"
+        waits = {"dependency": intent.dependency, "kill-on-invalid-dep": "yes"} if intent.dependency else {}
+        setup, command = self._environment(number, intent), self._command(number, array, shape)
+        return _script(self._settings, shape, intent.job_name, directory, len(array.tasks), waits, setup, command)
 
     def _environment(self, number: int, intent: Intent) -> list[str]:
         root = _ROOT if intent.snapshot is None else snapshot_dir(self._store, intent.snapshot).absolute()
@@ -440,19 +521,14 @@ class _Submitting:
             f"export HYBRID_SUBMISSION={number}",
         ]
 
-    def _cpus(self, array: _Array) -> int:
-        """Of a task: a core for each thread of the runs that it carries out side by side."""
-        side_by_side = max(len(items) for items in array.tasks)
-        return self._settings.cpus_per_task or array.execution.threads * side_by_side
-
-    def _command(self, number: int, array: _Array) -> str:
+    def _command(self, number: int, array: _Array, shape: _Shape) -> str:
         """srun takes the place of the shell, which a signal would end. -P: not what the working directory holds."""
         python = shlex.quote(sys.executable) if self._settings.python is None else self._settings.python
         # Ranks end each other; what srun would do on the first exit code takes the others' last words away.
         several = " --kill-on-bad-exit=0 --wait=60" if _ranks(array.execution) > 1 else ""
         store = shlex.quote(str(self._store.root.absolute()))
         # From Slurm 22.05 on, srun does not take it from sbatch.
-        cpus = f" --cpus-per-task={self._cpus(array)}"
+        cpus = f" --cpus-per-task={shape.cpus_per_rank}"
         return f"exec srun --unbuffered{cpus}{several} {python} -P -u -m sweeps.task {store} {number}"
 
     # --- what is said ---
@@ -484,8 +560,7 @@ def _evaluations(array: _Array) -> _Array:
     """The evaluations of an array's runs, task by task: submitted with `aftercorr`, each begins when the task that
     trained them has succeeded; where that one fails, the scheduler cancels it."""
     tasks = tuple(tuple(replace(item, kind="eval") for item in items) for items in array.tasks)
-    execution = replace(array.execution, nodes=1, gpus_per_node=1)
-    return _Array(tasks=tasks, execution=execution)
+    return _Array(tasks=tasks, execution=_on_one_device(array.execution))
 
 
 def _until_ended(ends: Sequence[End], store: Store, slurm: Slurm, asked: Asked) -> list[End]:

@@ -3,12 +3,13 @@
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, get_type_hints
 
 from hybrid.decode import decode
 from hybrid.spec import ConfigError
 
+WHERE = "hydra.launcher"
 _TIME = re.compile(r"(?:(?P<days>\d+)-)?(?P<first>\d+)(?::(?P<second>\d+))?(?::(?P<third>\d+))?")
 _MEMORY = re.compile(r"\d+(\.\d+)?\s*[KMGT]?B?", re.IGNORECASE)
 # What the launcher says itself, with the setting that changes it.
@@ -85,10 +86,12 @@ class SlurmSettings:
     python: str | None
 
 
-def read_slurm_settings(config: object) -> SlurmSettings:
-    """Raises ConfigError with a line for each thing wrong."""
-    given = decode(_Config, config, WHERE)
-    problems: list[str] = []
+def read_slurm_settings(config: object) -> tuple[SlurmSettings, list[str]]:
+    """The settings, and a line for each thing wrong with them; of those that are wrong the default stands.
+
+    Raises ConfigError where they are no settings of this launcher at all.
+    """
+    given, problems = _decoded(config)
 
     def refuse(name: str, value: object, expected: str) -> None:
         problems.append(f"{WHERE}.{name} = {value!r}: expected {expected}")
@@ -97,10 +100,12 @@ def read_slurm_settings(config: object) -> SlurmSettings:
         value = getattr(given, name)
         if value is not None and value < 1:
             refuse(name, value, "a whole number of at least 1")
+            given = replace(given, **{name: _NEUTRAL[name]})
     for name in ("partition", "account", "qos", "constraint", "python"):
         value = getattr(given, name)
         if value is not None and (not value.strip() or "\n" in value):
             refuse(name, value, "a text on one line, or null for Slurm's default")
+            given = replace(given, **{name: _NEUTRAL[name]})
     time_min = None
     if given.time is not None:
         time_min = minutes_of(given.time)
@@ -110,6 +115,7 @@ def read_slurm_settings(config: object) -> SlurmSettings:
             )
     if given.mem is not None and not _MEMORY.fullmatch(str(given.mem)):
         refuse("mem", given.mem, "memory of a node such as 64GB")
+        given = replace(given, mem=None)
     options: dict[str, str | None] = {}
     if not isinstance(given.sbatch, Mapping | None):
         refuse("sbatch", given.sbatch, "options of sbatch, such as {reservation: paper}")
@@ -135,9 +141,8 @@ def read_slurm_settings(config: object) -> SlurmSettings:
                 priority[str(row)] = float(number)
     if any("\n" in line for line in given.setup):
         refuse("setup", list(given.setup), "a list of lines")
-    if problems:
-        raise ConfigError(problems)
-    return SlurmSettings(
+        given = replace(given, setup=())
+    settings = SlurmSettings(
         partition=given.partition,
         account=given.account,
         qos=given.qos,
@@ -156,9 +161,38 @@ def read_slurm_settings(config: object) -> SlurmSettings:
         snapshot=given.snapshot,
         python=given.python,
     )
+    return settings, problems
 
 
-WHERE = "hydra.launcher"
+_NEUTRAL: Mapping[str, Any] = {
+    **dict.fromkeys(("partition", "account", "qos", "time", "mem", "cpus_per_task", "constraint", "sbatch"), None),
+    **dict.fromkeys(("throttle", "priority", "array_size", "python"), None),
+    "setup": (),
+    "runs_per_gpu": 1,
+    "grace_s": 1,
+    "evaluate": False,
+    "snapshot": False,
+}
+"""What takes the place of a wrong setting while others are looked at, so that all is said at once."""
+
+
+def _decoded(config: object) -> tuple[_Config, list[str]]:
+    try:
+        return decode(_Config, config, WHERE), []
+    except ConfigError as error:
+        if not isinstance(config, Mapping):
+            raise
+        problems = list(error.problems)
+    hints = get_type_hints(_Config)
+    read = {name: _alone(hints[name], config.get(name), neutral) for name, neutral in _NEUTRAL.items()}
+    return _Config(**read), problems
+
+
+def _alone(kind: Any, value: object, neutral: object) -> Any:
+    try:
+        return decode(kind, value)
+    except ConfigError:
+        return neutral
 
 
 def minutes_of(given: object) -> int | None:

@@ -38,7 +38,7 @@ class Launched:
         """What a command does: check, then launch, and wait for the ends."""
         self.store.prepare()
         launcher = self.new()
-        launcher.check()
+        launcher.check(cells)
         return launcher.launch(cells, self.store, Asked(sweep="contract", wait=True))
 
 

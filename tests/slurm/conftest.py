@@ -23,6 +23,15 @@ SETTINGS = Settings(max_array_size=25)
 """Arrays so short that a sweep of some size needs several."""
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Those that must be alone come last: between others, each would wait for all that run, and all for it."""
+    items.sort(key=_is_alone)
+
+
+def _is_alone(item: pytest.Item) -> bool:
+    return any(mark.kwargs.get("alone", False) for mark in item.iter_markers("slurm"))
+
+
 @pytest.fixture(scope="session")
 def slurm_cluster() -> Iterator[Cluster]:
     required = os.environ.get(REQUIRED) == "1"
@@ -49,9 +58,8 @@ def slurm(
 
     Jobs whose script, working directory or output is below `tmp_path` are this test's: they do not outlive it.
     """
-    marks = list(request.node.iter_markers("slurm"))
-    assert marks, "a test with a Slurm cluster is marked `slurm`"
-    alone = any(mark.kwargs.get("alone", False) for mark in marks)
+    assert request.node.get_closest_marker("slurm"), "a test with a Slurm cluster is marked `slurm`"
+    alone = _is_alone(request.node)
     with slurm_cluster.turn(alone=alone):
         environment = slurm_cluster.environment()
         for name in os.environ.keys() - environment.keys():

@@ -85,7 +85,8 @@ def test_runs_that_need_more_than_a_time_limit_save_and_are_queued_again(slurm: 
     assert made[1] >= 2
     for run in (0, 1):
         assert {sweep.errors(attempt)[run] for attempt in range(1, made[run])} == {"timeout"}
-        sweep.wait_for_states(sweep.job(run), *["REQUEUED"] * (made[run] - 1), "COMPLETED")
+        # A life may have been too short for an attempt.
+        sweep.wait_for_states(sweep.job(run), *["REQUEUED"] * (made[run] - 1), "COMPLETED", or_more=True)
     assert 0 < sweep.starts(0, 2) < sweep.starts(0, 3)
 
 

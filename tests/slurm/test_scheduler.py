@@ -149,7 +149,7 @@ def test_jobs_nobody_knows_are_missing_and_cannot_be_requeued(scheduler: Slurm) 
 
 
 def test_what_the_cluster_has_is_named_and_a_refused_script_says_why(scheduler: Slurm, slurm: Cluster) -> None:
-    assert scheduler.max_array_size() == slurm.settings.max_array_size
+    assert scheduler.facts().max_array_size == slurm.settings.max_array_size
     assert scheduler.partitions() == ["main", "high"]
     assert scheduler.qos() == ["normal", "urgent"]
     assert "lab" in (scheduler.accounts() or [])

@@ -142,11 +142,13 @@ class ToldSweep:
             lambda: f"{self.errors(attempt)}\n{self.sweep.explain()}",
         )
 
-    def wait_for_states(self, job_id: str, *states: str) -> None:
-        """Slurm's own, one for each time that the job was started."""
+    def wait_for_states(self, job_id: str, *states: str, or_more: bool = False) -> None:
+        """Slurm's own, one for each time that the job was started; `or_more`: of the first there may be more."""
 
         def as_expected() -> bool:
-            return [state.split()[0] for (state,) in self.cluster.history(job_id, "State")] == list(states)
+            found = [state.split()[0] for (state,) in self.cluster.history(job_id, "State")]
+            more = len(found) - len(states) if or_more else 0
+            return found == [states[0]] * more + list(states)
 
         wait_until(as_expected, f"Slurm to say {states} of {job_id}", PATIENCE_S, self.cluster.explain)
 
