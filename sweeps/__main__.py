@@ -13,9 +13,9 @@ from sweeps.compose import as_override
 from sweeps.curves import SPIKE_RULE, curves, curves_json, curves_text
 from sweeps.exits import EXIT_OK, guarded
 from sweeps.progress import say
-from sweeps.status import choose_requests, diff_text, logs_text, look, requests_text, show_text, status_text
+from sweeps.status import choose_requests, diff_text, logs_text, look, requests_text, show_text, status_text, view
 from sweeps.store import Store
-from sweeps.watch import EVERY_S, watch
+from sweeps.watch import EVERY_S, View, watch
 
 _EPILOG = """examples:
   python -m sweeps plan +sweep=table4               what it would cost and could show, before anything is spent
@@ -24,7 +24,7 @@ _EPILOG = """examples:
   python -m sweeps status                           every request, one line each
   python -m sweeps status demo                      every cell of the newest request named demo
   python -m sweeps status demo --watch              the same again and again, until nothing is queued or running
-  python -m sweeps curves demo --against Llama      training losses of its rows at equal tokens
+  python -m sweeps curves demo --against Llama      training losses of its rows at equal tokens; --watch
   python -m sweeps show 3f2a                        one run in full; the first digits of its id do
   python -m sweeps diff 3f2a 91bc                   where two runs differ
   python -m sweeps retry demo --class oom           try again what failed of a request
@@ -122,9 +122,6 @@ def parser() -> argparse.ArgumentParser:
         command.add_argument("overrides", nargs="*", metavar="ARGUMENT", help=overrides)
     status = commands.add_parser("status", parents=[common], help="requests, or the cells of one")
     status.add_argument("request", nargs="?", help="a sweep's name, or SWEEP/HASH; without it, every request")
-    status.add_argument(
-        "--watch", nargs="?", type=float, const=EVERY_S, metavar="SECONDS", help="again every so often, while it lasts"
-    )
     status.add_argument("--json", action="store_true", help="one JSON object, in full precision")
     curves = commands.add_parser(
         "curves",
@@ -135,6 +132,15 @@ def parser() -> argparse.ArgumentParser:
     curves.add_argument("request", help="a sweep's name, or SWEEP/HASH")
     curves.add_argument("--against", metavar="ROW", help="the row to compare with (default: the first)")
     curves.add_argument("--json", action="store_true", help="one JSON object, in full precision")
+    for live in (status, curves):
+        live.add_argument(
+            "--watch",
+            nargs="?",
+            type=float,
+            const=EVERY_S,
+            metavar="SECONDS",
+            help="again every so often, while it lasts",
+        )
     show = commands.add_parser("show", parents=[common], help="one run in full")
     show.add_argument("run", help="a run id or a trunk's, or its first digits")
     diff = commands.add_parser("diff", parents=[common], help="where two runs differ")
@@ -174,7 +180,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return cancel.cancel(store, options)
         if options.command in housekeeping.COMMANDS:
             return housekeeping.answer(store, options)
-        if options.command == "status" and options.watch is not None:
+        if options.command in ("status", "curves") and options.watch is not None:
             return _watch(store, options)
         print(_answer(store, options))
         return EXIT_OK
@@ -220,7 +226,16 @@ def _watch(store: Store, options: argparse.Namespace) -> int:
     if problems:
         raise ConfigError(problems)
     choose_requests(store, options.request)
-    watch(lambda: look(store, choose_requests(store, options.request)[-1]), options.watch)
+
+    def seen() -> View:
+        request = choose_requests(store, options.request)[-1]
+        state = look(store, request)
+        if options.command == "status":
+            return view(state)
+        text = curves_text(*curves(store, request, options.against))
+        return View(text=lambda _: text, essence=text, is_active=state.is_active)
+
+    watch(seen, options.watch)
     return EXIT_OK
 
 

@@ -17,7 +17,7 @@ from sweeps.progress import say
 from sweeps.scheduler import SchedulerError, Slurm
 from sweeps.standing import Standings
 from sweeps.status import choose_requests
-from sweeps.store import FINAL, Attempts, Cell, Request, Store, StoreError, owner_alive, request_id
+from sweeps.store import FINAL, Attempts, Request, Store, StoreError, owner_alive, request_id
 from sweeps.submissions import Item, Submission, Submissions
 from sweeps.trunks import trunk_id
 from sweeps.tune import choose, settle
@@ -86,7 +86,7 @@ def _out_of_reach(store: Store, request: Request, only: str | None, plan: Cancel
     standings = Standings(store, None)
     here = set(plan.processes.values())
     found = []
-    for cell in _cells(store, request):
+    for cell in settle(request, choose(request, store)).all_cells:
         if cell.run_id is None or only not in (None, cell.run_id) or cell.name in here:
             continue
         standing = standings.of(cell.run_id)
@@ -114,7 +114,7 @@ def plan_cancellation(
     """
     ours = {run_id for run_id in run_ids(store, request) if only in (None, run_id)}
     needed = _needed_by_others(store, request, ours)
-    names = {cell.run_id: cell.name for cell in _cells(store, request)}
+    names = {cell.run_id: cell.name for cell in settle(request, choose(request, store)).all_cells}
     spared = [
         f"{names[run_id]} {run_id}: {needed[run_id]} needs it, too"
         for run_id in sorted(ours & needed.keys())
@@ -130,14 +130,7 @@ def plan_cancellation(
 
 def run_ids(store: Store, request: Request) -> set[str]:
     """All runs of a request, tuning runs too."""
-    return {cell.run_id for cell in _cells(store, request) if cell.run_id is not None}
-
-
-def _cells(store: Store, request: Request) -> list[Cell]:
-    return [
-        *(cell for tuning in request.tuning for cell in tuning.cells),
-        *settle(request, choose(request, store)).cells,
-    ]
+    return {cell.run_id for cell in settle(request, choose(request, store)).all_cells if cell.run_id is not None}
 
 
 def _needed_by_others(store: Store, request: Request, ours: Iterable[str]) -> dict[str, str]:

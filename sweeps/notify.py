@@ -91,7 +91,11 @@ def after_run(
             return
         asked = [request for request in store.requests(sweep) if request.overrides == tuple(overrides)]
         if chosen.wants("failure"):
-            _tell_failure(store, sweep, overrides, asked[-1] if asked else None, run_id, chosen, log)
+            request = asked[-1] if asked else None
+            number = store.last_attempt(run_id)
+            ended = {run_id: store.error(run_id, number) if number else None, **_died(store, request)}
+            for id_, error in ended.items():
+                _tell_failure(store, sweep, overrides, request, id_, error, chosen, log)
         if asked and chosen.wants("end"):
             notify_end(store, asked[-1], chosen, log)
     except Exception as error:  # whatever it is: a run's result must not hang on who hears of it
@@ -99,12 +103,54 @@ def after_run(
             log(f"notify: {type(error).__name__}: {error}")
 
 
+def after_evaluation(
+    store: Store,
+    sweep: str,
+    overrides: Sequence[str],
+    run_id: str,
+    message: str,
+    settings: Mapping[str, Any],
+    log: Callable[[str], object],
+) -> None:
+    """Tell that a run's evaluation failed; never raises."""
+    try:
+        chosen = read_notify_settings(dict(settings))
+        if chosen.wants("failure"):
+            asked = [request for request in store.requests(sweep) if request.overrides == tuple(overrides)]
+            cell = _cell_name(asked[-1] if asked else None, run_id)
+            facts = _facts(store, "failure", sweep, overrides, request_id(asked[-1]) if asked else None)
+            what = f"the evaluation of {cell} ({run_id}) failed"
+            _tell(
+                {**facts, "run": run_id, "cell": cell, "message": message, "text": f"{sweep}: {what}: {message}"},
+                chosen,
+                log,
+            )
+    except Exception as error:
+        with contextlib.suppress(Exception):
+            log(f"notify: {type(error).__name__}: {error}")
+
+
+def _died(store: Store, request: Request | None) -> dict[str, Mapping[str, Any] | None]:
+    """How other runs of the request ended, also those that were killed, or died with their node, without a word."""
+    if request is None:
+        return {}
+    from sweeps.standing import Standings
+
+    standings = Standings(store, tolerant=True)
+    ids = dict.fromkeys(cell.run_id for cell in request.all_cells if cell.run_id is not None)
+    return {id_: standings.of(id_).error for id_ in ids if standings.of(id_).status in ("failed", "lost")}
+
+
+def _cell_name(request: Request | None, run_id: str) -> str:
+    cells = () if request is None else request.all_cells
+    return next((cell.name for cell in cells if cell.run_id == run_id), run_id)
+
+
 def notify_end(
     store: Store, request: Request, settings: NotifySettings, log: Callable[[str], object] = lambda _: None
 ) -> bool:
     """Tell that a request has ended, if it has, and nobody has told it; gives whether this call did. Raises OSError."""
-    cells = [*settle(request, choose(request, store)).cells]
-    cells += [cell for tuning in request.tuning for cell in tuning.cells]
+    cells = settle(request, choose(request, store)).all_cells
     statuses: dict[str, str] = {}
     for cell in cells:
         if cell.run_id is None:
@@ -128,7 +174,10 @@ def notify_end(
     facts = {
         **_facts(store, "end", request.sweep, request.overrides, name),
         "counts": dict(counts),
-        "failed": [{"run": run, "cell": names[run], **_failure(store, run)} for run in bad],
+        "failed": [
+            {"run": run, "cell": names[run], **_failure(number, store.error(run, number) if number else None)}
+            for run, number in bad.items()
+        ],
         "text": f"{request.sweep}: all {len(statuses)} runs have ended: {said}",
     }
     _tell(facts, settings, log)
@@ -141,18 +190,17 @@ def _tell_failure(
     overrides: Sequence[str],
     request: Request | None,
     run_id: str,
+    error: Mapping[str, Any] | None,
     settings: NotifySettings,
     log: Callable[[str], object],
 ) -> None:
     number = store.last_attempt(run_id)
-    error = store.error(run_id, number) if number else None
-    if error is None or error.get("class") in RESUMABLE_CLASSES or store.record_path(run_id).exists():
+    if number == 0 or error is None or error.get("class") in RESUMABLE_CLASSES or store.record_path(run_id).exists():
         return
     if not publish(store.attempt_dir(run_id, number) / "told.json", json.dumps({"at": now()}) + "\n"):
         return
-    cells = [] if request is None else [*request.cells, *(cell for t in request.tuning for cell in t.cells)]
-    cell = next((cell.name for cell in cells if cell.run_id == run_id), run_id)
-    failure = _failure(store, run_id)
+    cell = _cell_name(request, run_id)
+    failure = _failure(number, error)
     facts = {
         **_facts(store, "failure", sweep, overrides, None if request is None else request_id(request)),
         "run": run_id,
@@ -174,9 +222,8 @@ def _facts(store: Store, event: Occasion, sweep: str, overrides: Sequence[str], 
     }
 
 
-def _failure(store: Store, run_id: str) -> dict[str, Any]:
-    number = store.last_attempt(run_id)
-    error = (store.error(run_id, number) if number else None) or {}
+def _failure(number: int, error: Mapping[str, Any] | None) -> dict[str, Any]:
+    error = error or {}
     message = str(error.get("message") or "damaged").splitlines()[0]
     return {"attempt": number, "class": error.get("class", "unknown"), "message": message}
 

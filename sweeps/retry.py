@@ -153,8 +153,7 @@ def find_failed(store: Store, request: Request, standings: Standings, only: str 
     """
     executions = _submitted_executions(store)
     found: dict[str, Failed] = {}
-    tuning = [cell for one in request.tuning for cell in one.cells]
-    for cell in (*tuning, *settle(request, choose(request, store)).cells):
+    for cell in settle(request, choose(request, store)).all_cells:
         if cell.run_id is None or cell.run_id in found or only not in (None, cell.run_id):
             continue
         standing = standings.of(cell.run_id)

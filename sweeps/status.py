@@ -33,6 +33,7 @@ from sweeps.text import amount, duration, hours_text, table
 from sweeps.triage import find_out
 from sweeps.trunks import branch_step, trunk_id
 from sweeps.tune import UNTUNED, choose, settle, status_of
+from sweeps.watch import View
 
 
 def choose_requests(store: Store, sweep: str | None) -> list[Request]:
@@ -177,7 +178,7 @@ def look(store: Store, request: Request, standings: Standings | None = None) -> 
     choices = choose(request, store)
     found: dict[str, CellState] = {}
     cells = []
-    for cell in (*_tuning_cells(request), *settle(request, choices).cells):
+    for cell in settle(request, choices).all_cells:
         if cell.run_id is None:
             cells.append(CellState(name=cell.name, row=cell.row, run_id=None, status=UNTUNED))
             continue
@@ -369,6 +370,15 @@ def _evaluations_text(state: RequestState) -> str:
     """How many evaluations are where, the jobs that were submitted for them; nothing where none was."""
     counts = ", ".join(f"{count} {status}" for status, count in sorted(state.evaluations.items()))
     return f"; evaluations: {counts}" if counts else ""
+
+
+def view(state: RequestState) -> View:
+    """The state as it is watched."""
+    return View(
+        text=lambda lines: state_text(state, lines=lines),
+        essence=[(cell.name, cell.status, cell.attempt, cell.evaluation) for cell in state.cells],
+        is_active=state.is_active,
+    )
 
 
 _ORDER: tuple[CellStatus, ...] = (
@@ -566,7 +576,10 @@ def show_text(store: Store, run_id: str) -> str:
     lines += _trunk_text(store, run_id)
     lines += notes_of(store, run_id).lines()
     requests = [
-        f"{r.sweep}: {cell.name}" for r in store.requests() for cell in _cells(store, r) if cell.run_id == run_id
+        f"{r.sweep}: {cell.name}"
+        for r in store.requests()
+        for cell in settle(r, choose(r, store)).all_cells
+        if cell.run_id == run_id
     ]
     return "\n".join([*lines, "asked for by: " + ("; ".join(dict.fromkeys(requests)) or "no stored request")])
 
@@ -615,15 +628,6 @@ def _submissions_text(standings: Standings, id_: str) -> list[str]:
     kinds: dict[ItemKind, str] = {"run": "", "trunk": "", "eval": " (evaluation)"}
     lines = [f"submission {of.submission}{kinds[of.kind]}: {of.text}" for of in standings.submitted(id_)]
     return lines + (standings.problems if lines else [])
-
-
-def _tuning_cells(request: Request) -> list[Cell]:
-    return [cell for tuning in request.tuning for cell in tuning.cells]
-
-
-def _cells(store: Store, request: Request) -> list[Cell]:
-    """All cells of a request, its tuning runs too; those whose choice is made with their run."""
-    return [*_tuning_cells(request), *settle(request, choose(request, store)).cells]
 
 
 def diff_text(store: Store, first: str, second: str) -> str:

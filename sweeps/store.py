@@ -113,9 +113,14 @@ class Request:
     cells: tuple[Cell, ...]
     tuning: tuple[Tuning, ...] = ()
 
+    @property
+    def all_cells(self) -> tuple[Cell, ...]:
+        """Those of its tuning runs, and its own."""
+        return (*(cell for tuning in self.tuning for cell in tuning.cells), *self.cells)
+
     def run_ids(self) -> Iterator[str]:
         """Every run that it asks for, or may come to ask for."""
-        for cell in (*self.cells, *(cell for tuning in self.tuning for cell in tuning.cells)):
+        for cell in self.all_cells:
             if cell.run_id is not None:
                 yield cell.run_id
             yield from (candidate.run_id for candidate in cell.candidates)

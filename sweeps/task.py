@@ -55,7 +55,7 @@ def main(arguments: Sequence[str]) -> int:
     items = intent.tasks[index]
     if len(items) == 1:
         code = carry_out(store, items[0], execution, stop=stop, submission=number)
-        _tell(store, submission, items[0])
+        _tell(store, submission, items[0], code)
     else:
         code = _side_by_side(store, submission, index, execution, stop)
     if code == EXIT_STOPPED:
@@ -109,20 +109,26 @@ def _child(store: "Store", number: int, index: int, place: int, execution: "Exec
     submission = Submissions(store).get(number)
     item = submission.intent.tasks[index][place]
     code = carry_out(store, item, execution, stop=stop, submission=number, again=False)
-    _tell(store, submission, item)
+    _tell(store, submission, item, code)
     sys.exit(code)
 
 
-def _tell(store: "Store", submission: "Submission", item: "Item") -> None:
+def _tell(store: "Store", submission: "Submission", item: "Item", code: int) -> None:
     """Let those know who asked to, if a run has ended, and with it perhaps its request; the first rank does."""
     import os
 
-    from sweeps.notify import after_run
+    from sweeps.exits import EXIT_FAILED
+    from sweeps.notify import after_evaluation, after_run
     from sweeps.progress import say
 
-    if item.kind == "run" and os.environ.get("SLURM_PROCID", "0") == "0":
-        intent = submission.intent
+    if os.environ.get("SLURM_PROCID", "0") != "0":
+        return
+    intent = submission.intent
+    if item.kind == "run":
         after_run(store, intent.sweep, intent.overrides, item.run_id, intent.notify, say)
+    elif item.kind == "eval" and code == EXIT_FAILED:
+        where = f"python -m sweeps logs {item.run_id} shows what its job printed"
+        after_evaluation(store, intent.sweep, intent.overrides, item.run_id, where, intent.notify, say)
 
 
 if __name__ == "__main__":

@@ -176,6 +176,8 @@ def test_the_command_prints_curves_and_its_help_says_what_a_spike_is(
     text = capsys.readouterr().out
     assert [row.split()[0] for row in text.splitlines()[2:]] == ["b", "a"]
     assert max(map(len, text.splitlines())) <= 160
+    assert main(["curves", "s", "--against", "b", "--watch", "0.1", "--store", str(store.root)]) == 0
+    assert text in capsys.readouterr().out, "nothing is queued or running: once is enough"
     with pytest.raises(SystemExit):
         main(["curves", "--help"])
     assert "times their spread" in " ".join(capsys.readouterr().out.split())

@@ -12,8 +12,8 @@ import pytest
 from hybrid.config import Resolved
 from hybrid.spec import ConfigError
 from sweeps import notify
-from sweeps.notify import NotifySettings, after_run, notify_end, read_notify_settings
-from sweeps.store import RECORD_SCHEMA, Cell, Request, Store
+from sweeps.notify import NotifySettings, after_evaluation, after_run, notify_end, read_notify_settings
+from sweeps.store import RECORD_SCHEMA, Cell, Request, Store, this_process
 
 BOTH = ("end", "failure")
 
@@ -166,6 +166,28 @@ def test_a_failure_is_told_once_an_attempt(store: Store, hook: Hook) -> None:
     told(store, settings, "1" * 12)
     assert [(facts["attempt"], facts["class"]) for facts in hook.got] == [(1, "oom"), (2, "code")]
     assert hook.got[0]["text"] == f"demo: row1 ({'1' * 12}) failed: oom: no memory"
+
+
+@pytest.mark.usefixtures("request_of_two")
+def test_of_a_run_that_died_without_a_word_the_next_that_ends_tells(store: Store, hook: Hook) -> None:
+    settings = NotifySettings(url=hook.url, on=("failure",))
+    dead = store.claim("1" * 12, 0)
+    assert dead is not None
+    owner = {**this_process(), "pid_started": "1", "lease_s": 5.0}
+    (dead.directory / "job.json").write_text(json.dumps({**owner, "schema": RECORD_SCHEMA}))
+    finish(store, "2" * 12)
+    for _ in range(2):
+        told(store, settings, "2" * 12)
+    assert [(facts["run"], facts["class"]) for facts in hook.got] == [("1" * 12, "unknown")]
+
+
+@pytest.mark.usefixtures("request_of_two")
+def test_an_evaluation_that_fails_is_told_with_where_to_look(store: Store, hook: Hook) -> None:
+    settings = asdict(NotifySettings(url=hook.url, on=("failure",)))
+    after_evaluation(store, "demo", ("a=1",), "1" * 12, "see there", settings, print)
+    assert hook.got[0]["text"] == f"demo: the evaluation of row1 ({'1' * 12}) failed: see there"
+    after_evaluation(store, "demo", ("a=1",), "1" * 12, "see there", asdict(NotifySettings(url=hook.url)), print)
+    assert len(hook.got) == 1
 
 
 @pytest.mark.usefixtures("request_of_two")

@@ -15,7 +15,9 @@ from hybrid.decode import encode
 from hybrid.spec import ConfigError
 from sweeps.__main__ import _read
 from sweeps.cancel import plan_cancellation
-from sweeps.retry import find_failed, halved, read_classes
+from sweeps.cells import CellRun
+from sweeps.identity import run_id
+from sweeps.retry import after_oom, find_failed, halved, read_classes
 from sweeps.standing import Standings
 from sweeps.status import choose_requests
 from sweeps.store import Cell, Request, Store, publish, request_id, this_process
@@ -167,6 +169,50 @@ def test_a_microbatch_that_did_not_fit_is_not_forgotten_after_another_end(store:
     attempt(store, whole, "oom")  # somebody asked for it as the first time
     (found,) = find_failed(store, request, Standings(store, None), None)
     assert found.oom_microbatch == 2
+
+
+def test_a_run_whose_job_never_began_it_is_tried_again_and_one_that_was_never_submitted_is_not(
+    store: Store, tiny
+) -> None:
+    runs = [tiny(f"init_seed={seed}") for seed in (1, 2)]
+    request = request_of(store, "demo", *runs)
+    item = Item(kind="run", run_id=run_id(runs[0].run), name="demo 0", row="row", seed=1)
+    intent = Intent(
+        job_name="demo-1",
+        created_at="",
+        owner=this_process(),
+        sweep="demo",
+        overrides=(),
+        tasks=((item,),),
+        execution=encode(runs[0].execution),
+        resources={},
+        snapshot=None,
+        checkpoints="",
+        data="",
+    )
+    Submissions(store).publish(1, intent)
+    Submissions(store).publish_answer(1, Answer(job_id=None, message="it was refused"))
+    (found,) = find_failed(store, request, Standings(store, None), None)
+    assert (found.cell.name, found.submission, found.execution) == ("demo 0", 1, runs[0].execution)
+
+
+def test_submitting_again_halves_a_microbatch_that_did_not_fit_too(
+    store: Store, tiny, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs = [tiny("init_seed=1"), tiny("init_seed=2"), tiny("init_seed=3", "exec.microbatch=1")]
+    attempt(store, runs[0], "oom")
+    attempt(store, runs[1], "code")
+    attempt(store, runs[2], "oom")
+    cells = [
+        CellRun(cell=cell, resolved=run, arguments=())
+        for cell, run in zip(request_of(store, "demo", *runs).cells, runs, strict=True)
+    ]
+    assert [one.resolved.execution.microbatch for one in after_oom(cells, store)] == [2, None, 1]
+    lines = capsys.readouterr().err
+    assert "demo 0" in lines
+    assert "ran out of memory with microbatch 4: tried with microbatch 2" in lines
+    assert "demo 1" not in lines
+    assert "nothing is left to halve" in lines
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from sweeps.scheduler import Job, SchedulerError, Slurm, read_squeue
+from sweeps.scheduler import ClusterFacts, Job, SchedulerError, Slurm, read_squeue
 from sweeps.standing import Standing, Standings
 from sweeps.store import Store, StoreError, publish, this_process
 from sweeps.submissions import Answer, Intent, Item, Submissions
@@ -56,8 +56,12 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 class Told(Slurm):
     """A cluster whose squeue has printed these lines, as the real one does."""
 
-    def __init__(self, *lines: str) -> None:
+    def __init__(self, *lines: str, cluster: str = "here", hides_jobs: bool = False) -> None:
         self.lines, self.asked = lines, 0
+        self.said = ClusterFacts(cluster=cluster, max_array_size=1001, hides_jobs=hides_jobs)
+
+    def facts(self) -> ClusterFacts:
+        return self.said
 
     def jobs(self, array_ids: Iterable[str]) -> dict[str, Job]:
         self.asked += 1
@@ -97,6 +101,7 @@ def submit(
     answer: Answer | None = TAKEN,
     owner: Mapping[str, Any] | None = None,
     name: str = "s",
+    cluster: str = "",
 ) -> int:
     submissions = Submissions(store)
     number = submissions.last() + 1
@@ -113,6 +118,7 @@ def submit(
         snapshot=None,
         checkpoints="",
         data="",
+        cluster=cluster,
     )
     assert submissions.publish(number, intent)
     if answer is not None:
@@ -271,16 +277,48 @@ def test_an_evaluation_of_a_finished_run_is_asked_after(store: Store, run_ids: l
     submit(store, run_ids[:1], answer=Answer(job_id="6"))
     intent = Submissions(store).get(1).intent
     evaluation = tuple(tuple(replace(item, kind="eval") for item in items) for items in intent.tasks)
-    Submissions(store).publish(2, replace(intent, tasks=evaluation))
+    Submissions(store).publish(2, replace(intent, job_name="two", tasks=evaluation))
     Submissions(store).publish_answer(2, TAKEN)
     store.run_dir(run_ids[0]).mkdir(parents=True)
     record = {"schema": 1, "run_id": run_ids[0], "status": "done", "metrics": {}}
     assert store.publish_record(run_ids[0], record)
-    found = Standings(store, Told(line("PENDING", reason="Dependency"))).submitted(run_ids[0])
-    assert [(one.kind, one.text) for one in found] == [
+
+    def found(*lines: str) -> Standings:
+        return Standings(store, Told(*lines))
+
+    pending = line("PENDING", reason="Dependency", name="two")
+    assert [(one.kind, one.text) for one in found(pending).submitted(run_ids[0])] == [
         ("run", "job 6_0, which is over"),
         ("eval", "job 7_0 PENDING (Dependency)"),
     ]
+    assert found(pending).evaluation(run_ids[0]) == ("queued", "pending: Dependency")
+    assert found(line("RUNNING", name="two")).evaluation(run_ids[0]) == ("running", "")
+    status, note = found(line("FAILED", status=256, name="two")).evaluation(run_ids[0])
+    assert (status, note.partition(";")[0]) == ("failed", "job 7_0: FAILED (exit code 1)")
+    assert found(pending).evaluation(run_ids[1]) == ("", "")
+    made = store.run_dir(run_ids[0]) / "evals" / ("0" * 12) / "record.json"
+    made.parent.mkdir(parents=True)
+    made.write_text("{}")
+    assert found().evaluation(run_ids[0]) == ("done", "")
+
+
+def test_a_job_of_another_cluster_is_not_taken_for_gone(store: Store, run_ids: list[str]) -> None:
+    submit(store, run_ids[:1], cluster="there")
+    slurm = Told(line("PENDING", name="of somebody else"))
+    found = Standings(store, slurm).of(run_ids[0])
+    assert found.status == "queued"
+    assert "a job of the cluster there, which cannot be asked here" in found.note
+    assert Standings(store, Told(cluster="there")).of(run_ids[0]).status == "new"
+
+
+def test_a_job_of_another_user_that_the_scheduler_does_not_show_is_not_taken_for_gone(
+    store: Store, run_ids: list[str]
+) -> None:
+    submit(store, run_ids[:1], owner={**this_process(), "user": "ada"})
+    found = Standings(store, Told(hides_jobs=True)).of(run_ids[0])
+    assert found.status == "queued"
+    assert "the scheduler shows nobody but ada this job" in found.note
+    assert Standings(store, Told()).of(run_ids[0]).status == "new"
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,17 @@ import pytest
 
 from sweeps import status
 from sweeps.standing import Standings
-from sweeps.status import CellState, RequestState, cells_text, look, requests_text, show_text, state_json, state_text
+from sweeps.status import (
+    CellState,
+    RequestState,
+    cells_text,
+    look,
+    requests_text,
+    show_text,
+    state_json,
+    state_text,
+    view,
+)
 from sweeps.store import Cell, Request, Store, publish, this_process
 from sweeps.watch import watch
 
@@ -163,6 +173,21 @@ def test_of_pending_jobs_only_unusual_reasons_are_told() -> None:
     assert "c1: pending: JobHeldUser" in text
 
 
+def test_evaluations_are_counted_shown_and_explained_and_keep_the_watching_going() -> None:
+    def cell(i: int, evaluation: Any, note: str = "") -> CellState:
+        facts = {"row": "r", "run_id": f"{i:012d}", "evaluation": evaluation, "evaluation_note": note}
+        return CellState(name=f"c{i}", status="done", **facts)
+
+    found = RequestState(sweep="s", cells=(cell(0, "queued"), cell(1, "done")), sentences=(), problems=())
+    assert state_text(found).startswith("s: 2 cells: 2 done; evaluations: 1 done, 1 queued")
+    assert "evaluation" in state_text(found).splitlines()[2]
+    assert found.is_active
+    failed = RequestState(sweep="s", cells=(cell(0, "failed", "job 7_0: FAILED"),), sentences=(), problems=())
+    assert "c0: its evaluation came to nothing: job 7_0: FAILED" in state_text(failed)
+    assert not failed.is_active
+    assert "evaluation" not in state_text(state("done"))
+
+
 @pytest.mark.parametrize(
     ("left_s", "limit_s", "text"),
     [
@@ -261,7 +286,7 @@ def test_watching_without_a_terminal_prints_a_block_each_time_a_status_changes_a
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     seen = iter([state("queued", "new"), state("queued", "new"), state("running", "new"), state("done", "new")])
-    watch(lambda: next(seen), 0.001)
+    watch(lambda: view(next(seen)), 0.001)
     assert re.findall(r"^s: 2 cells: .*$", capsys.readouterr().out, re.MULTILINE) == [
         "s: 2 cells: 1 queued, 1 new",
         "s: 2 cells: 1 running, 1 new",
@@ -283,7 +308,7 @@ def test_watching_on_a_terminal_redraws_within_it_and_leaves_the_whole_at_the_en
     monkeypatch.setenv("COLUMNS", "80")
     many = ["done"] * 90
     seen = iter([state(*many, "running"), state(*many, "running"), state(*many, "done")])
-    watch(lambda: next(seen), 0.001)
+    watch(lambda: view(next(seen)), 0.001)
     first, second, last = terminal.getvalue().split("\x1b[H")[1:]
     assert "c90 " in first  # what runs comes first
     assert "more" in first

@@ -360,10 +360,10 @@ def test_terminated_it_saves_and_says_that_it_goes_on(tmp_path: Path, run_py, ti
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 256 KiB; chmod and quotas would not stop root."""
+    """A file system of 512 KiB; chmod and quotas would not stop root."""
     directory = tmp_path / "disk"
     directory.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(directory)], capture_output=True)
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=512k", "tmpfs", str(directory)], capture_output=True)
     if mounted.returncode:
         pytest.skip("needs the right to mount a tmpfs")
     yield directory
@@ -398,7 +398,7 @@ def test_a_full_disk_fails_the_run_as_io_and_keeps_what_was_recorded(small_disk:
 def test_a_disk_that_fills_up_in_the_middle_ends_the_run_as_io_and_with_room_it_goes_on(
     small_disk: Path, tmp_path: Path, tiny
 ) -> None:
-    resolved = tiny("exec.checkpoint_every_s=0.02", "exec.log_every_steps=1")
+    resolved = tiny("exec.checkpoint_every_s=0.1", "exec.log_every_steps=1")
     run, store, whole = run_id(resolved.run), Store(small_disk / "store"), Store(tmp_path / "whole")
     for made in (store, whole):
         made.prepare()
