@@ -68,9 +68,9 @@ test-slow: .venv/ready-dev $(TRITON)  ## the slow tests
 test-gpu: .venv/ready-dev  ## the tests that need a CUDA device, with the kernels that are installed
 	$(BIN)/python -m pytest -m gpu tests/gpu
 
-# They wait more than they work; the cluster's faults take turns. REQUIRE_SLURM=1: no Slurm is a failure, not a skip.
+# They wait more than they work; the cluster's faults take turns. Compiled files: hundreds of short processes. REQUIRE_SLURM=1: no Slurm is a failure, not a skip.
 test-slurm: .venv/ready-dev  ## the tests on a real Slurm cluster, installed (Debian 12), brought up and taken down here
-	HYBRID_SLURM_INSTALL=1 $(BIN)/python -m pytest -n 4 -m slurm tests/slurm
+	env -u PYTHONDONTWRITEBYTECODE HYBRID_SLURM_INSTALL=1 $(BIN)/python -m pytest -n 4 -m slurm tests/slurm
 
 soak: .venv/ready-dev  ## 200 runs on such a cluster, under random kills, preemptions, requeues and crashes
 	$(BIN)/python tests/slurm/soak.py --runs 200

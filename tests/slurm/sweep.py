@@ -1,6 +1,8 @@
 """Small sweeps on the cluster of the tests: submitted as a user would, and compared with undisturbed ones."""
 
+import fcntl
 import json
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -90,9 +92,12 @@ def ask(command: Sequence[str], code: int = 0, timeout_s: float = 120) -> str:
     return said
 
 
-def small_sweep(directory: Path, *overrides: str, steps: int = 40, seeds: int = 2) -> Sweep:
-    """Three rows of the demo at so many steps and seeds, in a store of its own."""
-    words = ("+sweep=demo", "sweep.only=[attention 2nd,attention 3rd,no attention]", f"sweep.seeds={seeds}")
+ROWS = ("attention 2nd", "attention 3rd", "no attention")
+
+
+def small_sweep(directory: Path, *overrides: str, rows: int = 3, steps: int = 40, seeds: int = 2) -> Sweep:
+    """Some rows of the demo at so many steps and seeds, in a store of its own."""
+    words = ("+sweep=demo", f"sweep.only=[{','.join(ROWS[:rows])}]", f"sweep.seeds={seeds}")
     length = f"budget.tokens={steps * STEP_TOKENS}"
     return Sweep(store=Store(directory / "store"), overrides=(*words, *SMALL, length, *overrides))
 
@@ -103,10 +108,14 @@ def losses(store: Store, run_id: str) -> list[tuple[int, float]]:
 
 
 def undisturbed(sweep: Sweep, directory: Path) -> Store:
-    """A store in which the same runs were trained here, in one go."""
-    store = Store(directory / "undisturbed")
+    """A store in which the same runs were trained here, in one go; the tests of one session share it."""
+    session = next((path for path in directory.parents if re.fullmatch(r"pytest-\d+", path.name)), directory)
+    store = Store(session / "undisturbed")
     words = ["-m", "sweeps", "submit", "--store", str(store.root), "--on", "local"]
-    ask([sys.executable, *words, *sweep.overrides], timeout_s=600)
+    with (session / "undisturbed.lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if any(store.record(run_id) is None for run_id in sweep.run_ids):
+            ask([sys.executable, *words, *sweep.overrides], timeout_s=600)
     return store
 
 
