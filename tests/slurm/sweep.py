@@ -110,6 +110,7 @@ def losses(store: Store, run_id: str) -> list[tuple[int, float]]:
 def undisturbed(sweep: Sweep, directory: Path) -> Store:
     """A store in which the same runs were trained here, in one go; the tests of one session share it."""
     session = next((path for path in directory.parents if re.fullmatch(r"pytest-\d+", path.name)), directory)
+    session.mkdir(parents=True, exist_ok=True)
     store = Store(session / "undisturbed")
     words = ["-m", "sweeps", "submit", "--store", str(store.root), "--on", "local"]
     with (session / "undisturbed.lock").open("a") as lock:

@@ -21,7 +21,7 @@ from sweeps.store import Store
 from sweeps.submissions import Submissions
 from tests.contract.launchers import cells
 from tests.slurm.cluster import Cluster, wait_until
-from tests.slurm.sweep import REPO, ask, assert_whole, record, slurm_states, small_sweep, undisturbed
+from tests.slurm.sweep import REPO, Sweep, ask, assert_whole, record, slurm_states, small_sweep, undisturbed
 
 pytestmark = [pytest.mark.slurm, pytest.mark.usefixtures("slurm")]
 
@@ -302,11 +302,21 @@ def test_without_slurm_on_the_path_there_is_one_clear_message(tmp_path: Path) ->
     assert "throttle" in done.stderr
 
 
-def test_branches_wait_for_their_trunk_and_go_on_from_it(tmp_path: Path) -> None:
-    sweep = small_sweep(tmp_path, "schedule.cooldown_tokens=1024", "budget.tokens=5120,10240", rows=1, seeds=1)
+def test_branches_wait_for_their_trunk_and_a_longer_one_for_that_which_is_queued(tmp_path: Path) -> None:
+    later = "hydra.launcher.sbatch={begin: now+8}"
+
+    def sweep_to(*tokens: int) -> Sweep:
+        lengths = f"budget.tokens={','.join(map(str, tokens))}"
+        return small_sweep(tmp_path, "schedule.cooldown_tokens=1024", lengths, rows=1, seeds=1)
+
+    sweep_to(5120, 10240).submit(later)
+    sweep = sweep_to(5120, 10240, 20480)
     sweep.submit()
-    kinds = [item.kind for one in Submissions(sweep.store).all() for _, item in one.items()]
-    assert kinds == ["trunk", "run", "run"]
+    submitted = Submissions(sweep.store).all()
+    trunk, runs, longer, run = ([item.kind for _, item in one.items()] for one in submitted)
+    assert (trunk, runs, longer, run) == (["trunk"], ["run", "run"], ["trunk"], ["run"])
+    waits_for = [one.intent.dependency for one in submitted]
+    assert waits_for == ["", *(f"afterany:{submitted[i].job_id}_0" for i in (0, 0, 2))]
     sweep.wait(180)
     starts = [sweep.store.branched_from(run_id) for run_id in sweep.run_ids]
     assert all(start is not None for start in starts)
