@@ -31,7 +31,7 @@ from sweeps.progress import say
 from sweeps.scheduler import SchedulerError, Slurm
 from sweeps.standing import Standings
 from sweeps.store import Attempts, Request, Store, StoreError, owner_alive, request_id
-from sweeps.submissions import Submission, Submissions
+from sweeps.submissions import Intent, Submission, Submissions
 from sweeps.text import size_text, table
 from sweeps.trunks import trunk_id
 
@@ -568,9 +568,11 @@ class Judge:
             intent = submission.intent
             trunks |= {item.trunk_id for _, item in submission.items() if item.trunk_id is not None}
             evaluated |= {item.run_id for _, item in submission.items() if item.kind == "eval"}
-            # An outside mixer's file is a copy in a snapshot, too.
-            paths = [intent.snapshot or "", *map(str, intent.execution.get("mixers") or ())]
-            snapshots |= {part for path in paths for part in Path(path).parts}
+            snapshots |= {intent.snapshot or "", *_mixer_places(intent)}
+        for submission in self._submissions.all():
+            wanted = {item.run_id for _, item in submission.items()} & runs
+            if any(not self._store.record_path(run_id).is_file() for run_id in wanted):
+                snapshots |= _mixer_places(submission.intent)  # a retry would need it
         return _Wanted(
             trunks=frozenset(trunks), unclear=unclear, runs=frozenset(evaluated), snapshots=frozenset(snapshots)
         )
@@ -827,6 +829,11 @@ def _remove_snapshot(found: Found, judge: Judge) -> bool:
     else:
         shutil.rmtree(found.path)
     return True
+
+
+def _mixer_places(intent: Intent) -> set[str]:
+    """Where outside mixers' files are, which are copies in a snapshot, too: all parts of their paths."""
+    return {part for path in intent.execution.get("mixers") or () for part in Path(str(path)).parts}
 
 
 # --- in words -----------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -24,6 +25,15 @@ from tests.slurm.cluster import Cluster, wait_until
 from tests.slurm.sweep import REPO, Sweep, ask, assert_whole, record, slurm_states, small_sweep, undisturbed
 
 pytestmark = [pytest.mark.slurm, pytest.mark.usefixtures("slurm")]
+
+
+def shimmed(tmp_path: Path, script: str) -> dict[str, str]:
+    """The environment with an sbatch first on the PATH that is this script; {real} is the real one."""
+    real, shim = shutil.which("sbatch"), tmp_path / "bin" / "sbatch"
+    shim.parent.mkdir()
+    shim.write_text(f"#!/bin/bash\n{script.format(real=real)}\n")
+    shim.chmod(0o755)
+    return {**os.environ, "PATH": f"{shim.parent}:{os.environ['PATH']}"}
 
 
 def test_a_sweep_is_submitted_at_once_and_comes_out_whole(tmp_path: Path) -> None:
@@ -114,9 +124,12 @@ def test_small_runs_share_a_task_and_fail_alone(tmp_path: Path) -> None:
 
 
 def test_two_submissions_of_the_same_at_once_submit_every_run_once(tmp_path: Path) -> None:
+    """An sbatch on the PATH that waits: the second command finds the first in the middle of it."""
     sweep = small_sweep(tmp_path, steps=10, seeds=1)
+    environment = shimmed(tmp_path, '[[ "$*" == *--test-only* ]] || sleep 4; exec {real} "$@"')
     with ThreadPoolExecutor(2) as pool:
-        list(pool.map(lambda _: sweep.submit(), range(2)))
+        codes = pool.map(lambda _: subprocess.run(sweep.command(), cwd=REPO, env=environment, check=False), range(2))
+    assert [done.returncode for done in codes] == [0, 0]
     submitted = [item.run_id for one in Submissions(sweep.store).all() if one.job_id for _, item in one.items()]
     assert sorted(submitted) == sorted(sweep.run_ids)
     sweep.wait()
@@ -126,12 +139,7 @@ def test_two_submissions_of_the_same_at_once_submit_every_run_once(tmp_path: Pat
 def test_an_answer_that_was_lost_is_found_again_by_the_name_of_the_job(tmp_path: Path) -> None:
     """An sbatch on the PATH that submits, and then kills whoever called it."""
     sweep = small_sweep(tmp_path, rows=1, steps=10, seeds=1)
-    real = subprocess.run(["which", "sbatch"], capture_output=True, text=True, check=True).stdout.strip()
-    fake = tmp_path / "bin" / "sbatch"
-    fake.parent.mkdir()
-    fake.write_text(f'#!/bin/bash\n{real} "$@" || exit\n[[ "$*" == *--test-only* ]] || kill -9 $PPID\n')
-    fake.chmod(0o755)
-    environment = {**os.environ, "PATH": f"{fake.parent}:{os.environ['PATH']}"}
+    environment = shimmed(tmp_path, '{real} "$@" || exit; [[ "$*" == *--test-only* ]] || kill -9 $PPID')
     done = subprocess.run(sweep.command(), cwd=REPO, env=environment, capture_output=True, timeout=60, check=False)
     assert done.returncode == -signal.SIGKILL
     assert Submissions(sweep.store).all()[0].answer is None
@@ -143,12 +151,7 @@ def test_an_answer_that_was_lost_is_found_again_by_the_name_of_the_job(tmp_path:
 
 def test_a_command_killed_before_sbatch_leaves_nothing_that_is_waited_for(tmp_path: Path) -> None:
     sweep = small_sweep(tmp_path, rows=1, steps=10, seeds=1)
-    fake = tmp_path / "bin" / "sbatch"
-    real = subprocess.run(["which", "sbatch"], capture_output=True, text=True, check=True).stdout.strip()
-    fake.parent.mkdir()
-    fake.write_text(f'#!/bin/bash\nif [[ "$*" == *--test-only* ]]; then exec {real} "$@"; fi\nkill -9 $PPID\n')
-    fake.chmod(0o755)
-    environment = {**os.environ, "PATH": f"{fake.parent}:{os.environ['PATH']}"}
+    environment = shimmed(tmp_path, 'if [[ "$*" == *--test-only* ]]; then exec {real} "$@"; fi; kill -9 $PPID')
     subprocess.run(sweep.command(), cwd=REPO, env=environment, capture_output=True, timeout=60, check=False)
     sweep.submit()
     assert len(sweep.job_ids()) == 1
@@ -200,17 +203,14 @@ def test_evaluation_is_a_job_of_its_own_that_goes_with_a_training_that_fails(tmp
 def test_evaluations_are_submitted_though_another_s_submission_comes_between(tmp_path: Path) -> None:
     """An sbatch on the PATH that submits, and then publishes what another command would."""
     sweep = small_sweep(tmp_path, rows=1, steps=10, seeds=1)
-    real = subprocess.run(["which", "sbatch"], capture_output=True, text=True, check=True).stdout.strip()
-    fake, root = tmp_path / "bin" / "sbatch", sweep.store.root / "submissions"
-    fake.parent.mkdir()
-    fake.write_text(
-        f'#!/bin/bash\n{real} "$@" || exit\n'
-        f'[[ "$*" == *--test-only* || -e {root}/00000002.json ]] && exit\n'
-        f'mkdir {root}/00000002 && echo \'{{"job_id": null, "message": ""}}\' > {root}/00000002/answer.json\n'
-        f"cp {root}/00000001.json {root}/00000002.json\n"
+    root = sweep.store.root / "submissions"
+    environment = shimmed(
+        tmp_path,
+        '{real} "$@" || exit; '
+        f'[[ "$*" == *--test-only* || -e {root}/00000002.json ]] && exit; '
+        f"""mkdir {root}/00000002 && echo '{{{{"job_id": null, "message": ""}}}}' > {root}/00000002/answer.json; """
+        f"cp {root}/00000001.json {root}/00000002.json",
     )
-    fake.chmod(0o755)
-    environment = {**os.environ, "PATH": f"{fake.parent}:{os.environ['PATH']}"}
     command = sweep.command("hydra.launcher.evaluate=true")
     subprocess.run(command, cwd=REPO, env=environment, capture_output=True, timeout=60, check=True)
     training, _, evaluation = Submissions(sweep.store).all()

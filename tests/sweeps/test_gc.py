@@ -1,7 +1,7 @@
 import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -107,7 +107,9 @@ def ask(store: Store, *runs: str, sweep: str = "demo") -> None:
     )
 
 
-def submit(store: Store, item: Item, snapshot: str | None, job_id: str | None = "77") -> int:
+def submit(
+    store: Store, item: Item, snapshot: str | None, job_id: str | None = "77", mixers: Sequence[str] = ()
+) -> int:
     submissions = Submissions(store)
     intent = Intent(
         job_name="demo-1",
@@ -116,7 +118,7 @@ def submit(store: Store, item: Item, snapshot: str | None, job_id: str | None = 
         sweep="demo",
         overrides=(),
         tasks=((item,),),
-        execution={},
+        execution={"mixers": list(mixers)},
         resources={},
         snapshot=snapshot,
         checkpoints=str(store.checkpoints_root),
@@ -402,6 +404,18 @@ def test_a_snapshot_stays_while_a_submission_that_runs_it_is_unfinished(store: S
     apply(store)
     assert [path.exists() for path in (used, unused, young)] == [False, False, True]
     assert [path.name for path in (store.root / "snapshots").iterdir()] == [young.name]
+
+
+def test_a_snapshot_stays_that_holds_the_mixer_of_a_run_that_may_be_tried_again(
+    store: Store, runs: list[RunSpec]
+) -> None:
+    held, other = snapshot(store, "ab" * 8), snapshot(store, "cd" * 8)
+    run_id = store.publish_spec(runs[0])
+    ask(store, run_id)
+    submit(store, item(run_id), other.name, job_id=None, mixers=[str(held / "mixers" / "0" / "mine.py")])
+    assert gone(store) == {other}
+    finish(store, runs[0])
+    assert gone(store) == {held, other}
 
 
 def test_a_snapshot_that_is_submitted_while_it_is_put_aside_is_put_back(
