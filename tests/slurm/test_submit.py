@@ -117,7 +117,7 @@ def test_small_runs_share_a_task_and_fail_alone(tmp_path: Path) -> None:
     )
     broken = sweep.run_ids[3]
     (sweep.store.run_dir(broken) / "attempts").write_text("")
-    wait_until(lambda: sweep.statuses()["done"] == 5, "the others are done", 90, sweep.explain)
+    wait_until(lambda: sweep.statuses()["done"] == 5, "the others are done", 150, sweep.explain)
     assert len(sweep.job_ids()) == 1
     wait_until(lambda: slurm_states(sweep) == ["FAILED"], "Slurm knows that one failed", 30)
     assert len({path.read_text() for path in sweep.store.root.glob("runs/*/*/attempts/*/log.txt")}) == 5
@@ -140,7 +140,8 @@ def test_an_answer_that_was_lost_is_found_again_by_the_name_of_the_job(tmp_path:
     """An sbatch on the PATH that submits, and then kills whoever called it."""
     sweep = small_sweep(tmp_path, rows=1, steps=10, seeds=1)
     environment = shimmed(tmp_path, '{real} "$@" || exit; [[ "$*" == *--test-only* ]] || kill -9 $PPID')
-    done = subprocess.run(sweep.command(), cwd=REPO, env=environment, capture_output=True, timeout=60, check=False)
+    later = "hydra.launcher.sbatch={begin: now+15}"
+    done = subprocess.run(sweep.command(later), cwd=REPO, env=environment, capture_output=True, timeout=60, check=False)
     assert done.returncode == -signal.SIGKILL
     assert Submissions(sweep.store).all()[0].answer is None
     sweep.submit()
@@ -235,7 +236,7 @@ WRONG = {
     "hydra.launcher.throttle=0": "hydra.launcher.throttle = 0: expected",
     "hydra.launcher.time=soon": "hydra.launcher.time = 'soon': expected",
     "hydra.launcher.sbatch={array: 1-4}": "use array_size or throttle",
-    "hydra.launcher.partition=gpus": "hydra.launcher.partition = gpus: not of this cluster (valid: main",
+    "hydra.launcher.partition=gpus": "hydra.launcher.partition = gpus: not of this cluster (valid: ",
     "hydra.launcher.account=labs": "account = labs: not of this cluster; did you mean lab?",
     "hydra.launcher.qos=fast": "hydra.launcher.qos = fast: not of this cluster",
     "hydra.launcher.priority={Llama: 1}": "hydra.launcher.priority.Llama = 1: no such row",
