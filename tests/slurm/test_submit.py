@@ -68,7 +68,7 @@ def test_run_py_with_the_slurm_launcher_submits_the_same(tmp_path: Path) -> None
 def test_what_is_queued_running_or_done_is_not_submitted_again_and_new_rows_are(tmp_path: Path) -> None:
     sweep = small_sweep(tmp_path, rows=1, steps=1000, seeds=1)
     sweep.submit()
-    wait_until(lambda: sweep.statuses()["running"] == 1, "it runs", 60, sweep.explain)
+    wait_until(lambda: sweep.statuses()["running"] == 1, "it runs", 150, sweep.explain)
     sweep.submit()
     assert len(sweep.job_ids()) == 1
     more = small_sweep(tmp_path, rows=2, steps=1000, seeds=1)
@@ -141,7 +141,9 @@ def test_an_answer_that_was_lost_is_found_again_by_the_name_of_the_job(tmp_path:
     sweep = small_sweep(tmp_path, rows=1, steps=10, seeds=1)
     environment = shimmed(tmp_path, '{real} "$@" || exit; [[ "$*" == *--test-only* ]] || kill -9 $PPID')
     later = "hydra.launcher.sbatch={begin: now+15}"
-    done = subprocess.run(sweep.command(later), cwd=REPO, env=environment, capture_output=True, timeout=60, check=False)
+    done = subprocess.run(
+        sweep.command(later), cwd=REPO, env=environment, capture_output=True, timeout=150, check=False
+    )
     assert done.returncode == -signal.SIGKILL
     assert Submissions(sweep.store).all()[0].answer is None
     sweep.submit()
@@ -153,7 +155,7 @@ def test_an_answer_that_was_lost_is_found_again_by_the_name_of_the_job(tmp_path:
 def test_a_command_killed_before_sbatch_leaves_nothing_that_is_waited_for(tmp_path: Path) -> None:
     sweep = small_sweep(tmp_path, rows=1, steps=10, seeds=1)
     environment = shimmed(tmp_path, 'if [[ "$*" == *--test-only* ]]; then exec {real} "$@"; fi; kill -9 $PPID')
-    subprocess.run(sweep.command(), cwd=REPO, env=environment, capture_output=True, timeout=60, check=False)
+    subprocess.run(sweep.command(), cwd=REPO, env=environment, capture_output=True, timeout=150, check=False)
     sweep.submit()
     assert len(sweep.job_ids()) == 1
     sweep.wait()
@@ -197,7 +199,7 @@ def test_evaluation_is_a_job_of_its_own_that_goes_with_a_training_that_fails(tmp
         )
         return not jobs.stdout.strip()
 
-    wait_until(nothing_left, "nothing is left pending", 60)
+    wait_until(nothing_left, "nothing is left pending", 120)
     assert not (sweep.store.run_dir(broken) / "evals").exists()
 
 
@@ -213,7 +215,7 @@ def test_evaluations_are_submitted_though_another_s_submission_comes_between(tmp
         f"cp {root}/00000001.json {root}/00000002.json",
     )
     command = sweep.command("hydra.launcher.evaluate=true")
-    subprocess.run(command, cwd=REPO, env=environment, capture_output=True, timeout=60, check=True)
+    subprocess.run(command, cwd=REPO, env=environment, capture_output=True, timeout=150, check=True)
     training, _, evaluation = Submissions(sweep.store).all()
     assert [item.kind for _, item in evaluation.items()] == ["eval"]
     assert evaluation.intent.dependency == f"aftercorr:{training.job_id}"
@@ -228,7 +230,7 @@ def test_evaluation_alone_is_submitted_once_the_runs_are_done(tmp_path: Path) ->
     sweep.submit("mode=eval")
     assert len(sweep.job_ids()) == 2
     evaluated = [sweep.store.run_dir(run_id) / "evals" for run_id in sweep.run_ids]
-    wait_until(lambda: all(list(path.glob("*/record.json")) for path in evaluated), "they are evaluated", 60)
+    wait_until(lambda: all(list(path.glob("*/record.json")) for path in evaluated), "they are evaluated", 150)
     assert "0 evaluations are with the scheduler, 2 were there" in sweep.submit("mode=eval")
 
 
@@ -295,7 +297,7 @@ def test_without_slurm_on_the_path_there_is_one_clear_message(tmp_path: Path) ->
         env={**os.environ, "PATH": "/nowhere"},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=150,
         check=False,
     )
     assert done.returncode == 2
@@ -326,7 +328,7 @@ def test_branches_wait_for_their_trunk_and_a_longer_one_for_that_which_is_queued
 def test_waiting_stops_at_ctrl_c_and_the_runs_go_on(tmp_path: Path) -> None:
     sweep = small_sweep(tmp_path, rows=1, steps=400, seeds=1)
     process = subprocess.Popen(sweep.command("--wait"), cwd=REPO, stderr=subprocess.PIPE, text=True)
-    wait_until(lambda: bool(sweep.store.requests()) and sweep.statuses()["running"] > 0, "it runs", 60)
+    wait_until(lambda: bool(sweep.store.requests()) and sweep.statuses()["running"] > 0, "it runs", 150)
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=20)
     assert "stopped waiting" in said
