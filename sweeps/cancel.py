@@ -19,6 +19,7 @@ from sweeps.standing import Standings
 from sweeps.status import choose_requests
 from sweeps.store import FINAL, Attempts, Request, Store, StoreError, owner_alive, request_id
 from sweeps.submissions import Item, Submission, Submissions
+from sweeps.text import count
 from sweeps.trunks import trunk_id
 from sweeps.tune import choose, settle
 
@@ -67,7 +68,7 @@ def _cancel(store: Store, options: argparse.Namespace) -> int:
     if not plan.job_ids and not plan.processes:
         say(f"{request.sweep}: nothing is queued or running that could be cancelled")
         return EXIT_SOME_FAILED if plan.spared else EXIT_OK
-    what = f"{len(plan.job_ids)} tasks of the scheduler's and {len(plan.processes)} processes here"
+    what = f"{count(len(plan.job_ids), 'task')} of the scheduler's and {count(len(plan.processes), 'process')} here"
     if not options.yes and not _confirmed(what):
         say("nothing was cancelled")
         return EXIT_SOME_FAILED

@@ -38,6 +38,7 @@ from sweeps.scheduler import SchedulerError
 from sweeps.standing import Standings
 from sweeps.store import Cell, Store, StoreError, is_final
 from sweeps.submissions import Submissions
+from sweeps.text import count
 from sweeps.tune import Choices, choose
 from sweeps.worker.evaluation import evaluate_one
 from sweeps.worker.generation import GenerateConfig, generate_one
@@ -235,7 +236,7 @@ def _run(expansion: Expansion, around: Surroundings, launcher: Launcher) -> int:
     code, finished = _report_ends(ends, plan)
     if submitted and not choices.are_made:
         untuned = sum(cell.run.is_untuned for cell in plan.cells)
-        say(f"{untuned} cells wait for their tuning runs: give the same command again when these are done")
+        say(f"waiting for their tuning runs: {count(untuned, 'cell')}; give the same command again when these are done")
     elif code != EXIT_INTERRUPTED:
         code = max(code, _report_choices(choices))
     _report_outcome(ends, as_planned, store)
@@ -422,7 +423,7 @@ def _report_ends(ends: Sequence[End], plan: Plan) -> tuple[int, int]:
             bad.append(end.status)
             say(f"{end.status}: {cell.name} {cell.run_id}: {end.message}")
     if at_work:
-        say(f"{len(at_work)} runs are with the scheduler")
+        say(f"with the scheduler: {count(len(at_work), 'run')}")
     only_interrupted = all(status == "interrupted" for status in bad)
     code = EXIT_OK if not bad else EXIT_INTERRUPTED if only_interrupted else EXIT_SOME_FAILED
     return code, sum(not cell.run.is_tuning for cell in plan.cells) - unfinished
@@ -493,7 +494,7 @@ def _report_evaluations(ends: Sequence[End]) -> int:
     for end in failed:
         say(f"error: {end.cell.cell.name}: {end.message}")
     counts = {status: sum(end.status == status for end in ends) for status in ("submitted", "done")}
-    say(f"{counts['submitted']} evaluations are with the scheduler, {counts['done']} were there already")
+    say(f"with the scheduler: {count(counts['submitted'], 'evaluation')}; there already: {counts['done']}")
     return EXIT_SOME_FAILED if failed else EXIT_OK
 
 

@@ -22,6 +22,7 @@ from hybrid.spec import ConfigError
 from sweeps.progress import say
 from sweeps.status import choose_requests, flatten
 from sweeps.store import Cell, Request, Store, StoreError, is_final
+from sweeps.text import count
 from sweeps.tune import choose, settle
 
 _CONFIG: Final = "config/text_summary"
@@ -85,7 +86,7 @@ def mirror(store: Store, name: str, to: Path, *, follow: bool, every_s: float) -
                 over &= mirrors[cell.run_id].look()
             points = sum(mirror.points for mirror in mirrors.values())
             if points != told:
-                say(f"{to}: {points:,} points of {len(mirrors)} runs are new")
+                say(f"{to}: {points:,} points of {count(len(mirrors), 'run')} are new")
                 told = points
             if over or not follow:
                 return 0

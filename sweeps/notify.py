@@ -25,6 +25,7 @@ from hybrid.decode import decode, digest
 from hybrid.durable import make_dir
 from hybrid.spec import ConfigError
 from sweeps.store import RESUMABLE_CLASSES, Request, Store, now, publish, request_id
+from sweeps.text import count
 from sweeps.tune import choose, settle
 
 Occasion = Literal["end", "failure"]
@@ -178,7 +179,7 @@ def notify_end(
             {"run": run, "cell": names[run], **_failure(number, store.error(run, number) if number else None)}
             for run, number in bad.items()
         ],
-        "text": f"{request.sweep}: all {len(statuses)} runs have ended: {said}",
+        "text": f"{request.sweep} has ended, {count(len(statuses), 'run')}: {said}",
     }
     _tell(facts, settings, log)
     return True

@@ -29,7 +29,7 @@ from sweeps.store import (
     request_id,
 )
 from sweeps.submissions import ItemKind
-from sweeps.text import amount, duration, hours_text, table
+from sweeps.text import amount, count, duration, hours_text, table
 from sweeps.triage import find_out
 from sweeps.trunks import branch_step, trunk_id
 from sweeps.tune import UNTUNED, choose, settle, status_of
@@ -352,7 +352,7 @@ def status_text(store: Store, requests: list[Request], *, as_json: bool) -> str:
 def state_text(state: RequestState, *, lines: int | None = None) -> str:
     """Counts, one line a cell, and why the bad ones are bad; within so many lines, those first that change."""
     counts = ", ".join(f"{n} {status}" for status, n in _by_order(state.counts))
-    text = [f"{state.sweep}: {len(state.cells)} cells: {counts}{_evaluations_text(state)}", ""]
+    text = [f"{state.sweep}: {count(len(state.cells), 'cell')}: {counts}{_evaluations_text(state)}", ""]
     below = [*_reasons(state), *state.sentences, *state.problems, *state.noted]
     below = ["", *below] if below else []
     cells: Sequence[CellState] = state.cells

@@ -21,6 +21,11 @@ def _is_number(text: str) -> bool:
     return re.fullmatch(r"-|\?|[+-]?[0-9.]+(e[+-]?[0-9]+)?[A-Za-z%]*!?", text) is not None
 
 
+def count(number: int, noun: str) -> str:
+    """1 run, 2 runs; of "process", 2 processes."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}{'es' if noun.endswith('s') else 's'}"
+
+
 def amount(number: float, *, binary: bool = False) -> str:
     """A number with a unit of 1000 (K, M, B, T), or of 1024 (Ki, Mi, Gi) for bytes: three digits."""
     step, units = (1024, ["", "Ki", "Mi", "Gi", "Ti"]) if binary else (1000, ["", "K", "M", "B", "T"])

@@ -23,6 +23,7 @@ from sweeps.launch.processes import fork_server, unblock_signals
 from sweeps.progress import SweepProgress, say
 from sweeps.stopping import StopFlag, Stopped
 from sweeps.store import Attempts, Status, Store, is_final
+from sweeps.text import count
 from sweeps.trunks import TrunkJob, branch_step, trunk_jobs
 from sweeps.worker.attempts import describe_failure
 from sweeps.worker.claims import Busy
@@ -328,7 +329,7 @@ class LocalProcesses(Launcher):
 
     def _stop(self, state: _State, store: Store, progress: SweepProgress, stop: StopFlag) -> None:
         """Ask every run to save and stop, and wait for them; a second signal kills them."""
-        say(f"{stop.reason}: {len(state.live)} processes save what they have (again to kill them)")
+        say(f"{stop.reason}: {count(len(state.live), 'process')} told to save (again to kill)")
         signals = stop.signals
         deadline = time.monotonic() + _GRACE_S
         for live in state.live:

@@ -28,7 +28,7 @@ from sweeps.snapshot import Snapshot, snapshot_dir, take_snapshot
 from sweeps.standing import Standing, Standings
 from sweeps.store import Store, is_final, now, this_process, user_name
 from sweeps.submissions import Answer, Intent, Item, Submissions
-from sweeps.text import duration
+from sweeps.text import count, duration
 from sweeps.trunks import TrunkJob, trunk_jobs
 from sweeps.worker.evaluation import is_evaluated
 
@@ -452,8 +452,8 @@ class _Submitting:
             self._slurm.cancel([answer.job_id])  # somebody took this process for dead, and has said that there is none
         if stands.job_id is None:
             raise Refused(
-                f"the scheduler did not take submission {number} ({len(array.tasks)} tasks): {stands.message}. "
-                f"{self._so_far()}; the same command submits what is missing"
+                f"the scheduler did not take submission {number} ({count(len(array.tasks), 'task')}): "
+                f"{stands.message}. {self._so_far()}; the same command submits what is missing"
             )
         for index, items in enumerate(array.tasks):
             for item in items:
@@ -505,7 +505,7 @@ class _Submitting:
             take_snapshot(self._store, array.execution.mixers)
 
     def _so_far(self) -> str:
-        return f"{self._what()} were submitted before" if self._jobs else "Nothing was submitted"
+        return f"{self._what()} submitted before" if self._jobs else "Nothing was submitted"
 
     def _script_of(self, number: int, intent: Intent, array: _Array) -> str:
         shape = _Shape.of(self._settings, array.execution, max(len(items) for items in array.tasks))
@@ -545,9 +545,9 @@ class _Submitting:
     def _what(self) -> str:
         """What was submitted, in words."""
         evaluations = sum(name.startswith("evaluation of ") for name in self._jobs)
-        counts = {("runs and trunks" if self._has_trunks else "runs"): len(self._jobs) - evaluations}
-        counts["evaluations"] = evaluations
-        return " and ".join(f"{count} {what}" for what, count in counts.items() if count)
+        trained = len(self._jobs) - evaluations
+        parts = [f"{trained} runs and trunks" if self._has_trunks else count(trained, "run")] if trained else []
+        return " and ".join([*parts, *([count(evaluations, "evaluation")] if evaluations else [])])
 
     def _say_jobs(self) -> None:
         ids = list(dict.fromkeys(job.partition("_")[0] for job in self._jobs.values()))
@@ -594,7 +594,7 @@ def _until_ended(ends: Sequence[End], store: Store, slurm: Slurm, asked: Asked) 
                 if waiting:
                     time.sleep(_LOOK_EVERY_S)
     except KeyboardInterrupt:
-        say(f"stopped waiting; {len(waiting)} runs go on: python -m sweeps status {asked.sweep}")
+        say(f"stopped waiting for {count(len(waiting), 'run')} that will go on: python -m sweeps status {asked.sweep}")
         ended += waiting.values()
     return ended
 

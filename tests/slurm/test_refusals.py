@@ -119,7 +119,7 @@ def test_what_is_beyond_a_limit_of_the_site_is_refused_and_submitted_later(slurm
     finally:
         limit(slurm, -1)
     assert "QOSMaxSubmitJobPerUserLimit" in refused
-    assert "3 runs were submitted before" in refused
+    assert "3 runs submitted before" in refused
     assert "Traceback" not in refused
     first, second = Submissions(sweep.store).all()
     assert first.job_id is not None

@@ -39,7 +39,7 @@ def shimmed(tmp_path: Path, script: str) -> dict[str, str]:
 def test_a_sweep_is_submitted_at_once_and_comes_out_whole(tmp_path: Path) -> None:
     sweep = small_sweep(tmp_path)
     said = sweep.submit()
-    assert "6 runs are with the scheduler" in said
+    assert "with the scheduler: 6 runs" in said
     (submission,) = Submissions(sweep.store).all()
     assert submission.job_id is not None
     assert said.count(submission.job_id) >= 1
@@ -226,12 +226,12 @@ def test_evaluation_alone_is_submitted_once_the_runs_are_done(tmp_path: Path) ->
     sweep = small_sweep(tmp_path, rows=2, steps=10, seeds=1)
     sweep.submit()
     sweep.wait()
-    assert "2 evaluations are with the scheduler, 0 were there" in sweep.submit("mode=eval")
+    assert "with the scheduler: 2 evaluations; there already: 0" in sweep.submit("mode=eval")
     sweep.submit("mode=eval")
     assert len(sweep.job_ids()) == 2
     evaluated = [sweep.store.run_dir(run_id) / "evals" for run_id in sweep.run_ids]
     wait_until(lambda: all(list(path.glob("*/record.json")) for path in evaluated), "they are evaluated", 150)
-    assert "0 evaluations are with the scheduler, 2 were there" in sweep.submit("mode=eval")
+    assert "with the scheduler: 0 evaluations; there already: 2" in sweep.submit("mode=eval")
 
 
 WRONG = {

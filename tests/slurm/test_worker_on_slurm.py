@@ -214,7 +214,7 @@ def test_a_finished_run_that_is_queued_again_does_nothing(run: Disturbed) -> Non
 
 def test_a_request_is_cancelled_by_name_and_retried_with_the_settings_that_it_had(run: Disturbed) -> None:
     run.start("hydra.launcher.sbatch={comment: told}")
-    assert "1 tasks of the scheduler" in run.sweep.ask("cancel", "unnamed", "--yes")
+    assert "1 task of the scheduler" in run.sweep.ask("cancel", "unnamed", "--yes")
     assert run.error(1)["class"] == "cancelled"
     run.wait_for_states("CANCELLED")
     said = run.sweep.ask("retry", "unnamed", "--class", "cancelled")

@@ -119,7 +119,7 @@ def test_the_end_is_told_when_the_last_run_has_ended_however_it_did(store: Store
     assert facts["event"] == "end"
     assert facts["counts"] == {"diverged": 1, "failed": 1}
     assert facts["failed"] == [{"run": "2" * 12, "cell": "row2", "attempt": 1, "class": "oom", "message": "no memory"}]
-    assert facts["text"] == "demo: all 2 runs have ended: 1 diverged, 1 failed"
+    assert facts["text"] == "demo has ended, 2 runs: 1 diverged, 1 failed"
     # Tried again, it ends again.
     assert told(store, settings, "2" * 12) == []
     finish(store, "2" * 12)

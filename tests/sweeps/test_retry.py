@@ -102,7 +102,7 @@ def test_a_cancelled_run_saves_and_a_retry_goes_on_with_it(store: Store, tmp_pat
     wait_for(lambda: any(store.metrics(run) for run in store.run_ids()))
     (run,) = store.run_ids()
     assert "expected --yes" in said(sweeps("cancel", "unnamed"), 2)
-    assert "1 processes here" in said(sweeps("cancel", "unnamed", "--yes"), 0)
+    assert "1 process here" in said(sweeps("cancel", "unnamed", "--yes"), 0)
     said(running, 130)
     error = store.error(run, 1)
     assert error is not None
