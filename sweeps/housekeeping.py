@@ -105,7 +105,7 @@ def answer(store: Store, options: argparse.Namespace) -> int:
         case "note" | "tag":
             return _note(store, options)
         case "export":
-            from sweeps.transfer import export_store
+            from sweeps.transfer.archives import export_store
 
             return export_store(
                 _placed(store, options),
@@ -116,7 +116,7 @@ def answer(store: Store, options: argparse.Namespace) -> int:
                 points=options.checkpoints,
             )
         case "import":
-            from sweeps.transfer import import_store
+            from sweeps.transfer.merging import import_store
 
             return import_store(
                 _placed(store, options), options.source, weights=options.weights, points=options.checkpoints

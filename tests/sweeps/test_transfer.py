@@ -18,7 +18,9 @@ from hybrid.spec import ConfigError, RunSpec
 from sweeps.__main__ import main
 from sweeps.notes import NoteBook, add_note, change_tags, notes_of
 from sweeps.store import RECORD_SCHEMA, Cell, Request, Store, StoreError, this_process
-from sweeps.transfer import Merged, choose_all, members, merge, opened, write_archive
+from sweeps.transfer.archives import opened, write_archive
+from sweeps.transfer.members import choose_all, members
+from sweeps.transfer.merging import Merged, merge
 from sweeps.trunks import branch_step, trunk_description, trunk_id
 
 
