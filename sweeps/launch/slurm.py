@@ -5,26 +5,26 @@ sbatch is called; a task of an array is `sweeps.task`. Nothing here watches the 
 on by themselves, and `sweeps status` reads what became of them.
 """
 
-import math
-import re
 import secrets
 import shlex
 import sys
-import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from hybrid.decode import did_you_mean, encode
+from hybrid.decode import encode
 from hybrid.spec import ConfigError, ExecSpec
 from sweeps.cells import CellRun
 from sweeps.launch import Asked, End, Launcher
-from sweeps.launch.slurm_settings import WHERE, SlurmSettings, read_slurm_settings
+from sweeps.launch.slurm_check import known, problems_with_runs, refused
+from sweeps.launch.slurm_script import Shape, on_one_device, script_text
+from sweeps.launch.slurm_settings import SlurmSettings, read_slurm_settings
 from sweeps.progress import SweepProgress, say
 from sweeps.scheduler import NoAnswerError, SchedulerError, Slurm
 from sweeps.snapshot import Snapshot, snapshot_dir, take_snapshot
+from sweeps.speed import ranks_of
 from sweeps.standing import Standing, Standings
 from sweeps.store import Store, is_final, now, this_process, user_name
 from sweeps.submissions import Answer, Intent, Item, Submissions
@@ -62,15 +62,15 @@ class SlurmJobs(Launcher):
     def check(self, runs: Sequence[CellRun]) -> None:
         slurm = Slurm.find()
         settings, problems = read_slurm_settings(self._config)
-        problems += _check_runs(settings, runs)
+        problems += problems_with_runs(settings, runs)
         if slurm is None:
             problems.append(
                 "hydra/launcher = slurm: there is no sbatch on the PATH: expected a login node of a Slurm cluster; "
                 "hydra/launcher=local runs here"
             )
         else:
-            settings, unknown = _known(settings, slurm)
-            problems += [*unknown, *_refused(settings, slurm, runs)]
+            settings, unknown = known(settings, slurm)
+            problems += [*unknown, *refused(settings, slurm, runs)]
         if problems:
             raise ConfigError(problems)
         self._settings, self._slurm = settings, slurm
@@ -92,188 +92,6 @@ class SlurmJobs(Launcher):
     def evaluate(self, cells: Sequence[CellRun], store: Store, asked: Asked) -> list[End] | None:
         settings, slurm = self._checked(cells)
         return _Submitting(store, slurm, settings, asked).evaluations(cells)
-
-
-def _known(settings: SlurmSettings, slurm: Slurm) -> tuple[SlurmSettings, list[str]]:
-    """The settings without what the cluster does not have, and a line for each of these."""
-    problems = []
-    asks = {"partition": slurm.partitions, "account": slurm.accounts, "qos": slurm.qos}
-    for name, ask in asks.items():
-        given = getattr(settings, name)
-        if given is None:
-            continue
-        names = ask()
-        missing = [] if names is None else [part for part in given.split(",") if part not in names]
-        problems += [
-            f"{WHERE}.{name} = {part}: not of this cluster{did_you_mean(part, names or ())}" for part in missing
-        ]
-        if missing:
-            settings = _with(settings, {name: None})
-    return settings, problems
-
-
-def _with(settings: SlurmSettings, changes: Mapping[str, Any]) -> SlurmSettings:
-    return replace(settings, **changes)
-
-
-def _check_runs(settings: SlurmSettings, runs: Sequence[CellRun]) -> list[str]:
-    """What the settings cannot mean for these cells."""
-    problems = []
-    if not runs:
-        return []
-    rows = {run.cell.row for run in runs}
-    problems += [
-        f"{WHERE}.priority.{row} = {number:g}: no such row{did_you_mean(row, rows)}"
-        for row, number in settings.priority.items()
-        if row not in rows
-    ]
-    executions = {run.resolved.execution for run in runs}
-    if settings.runs_per_gpu > 1 and any(_ranks(execution) > 1 for execution in executions):
-        problems.append(
-            f"{WHERE}.runs_per_gpu = {settings.runs_per_gpu}: expected 1, as each run has several ranks (exec.nodes, "
-            "exec.gpus_per_node)"
-        )
-    slowest = max(execution.checkpoint_every_s for execution in executions)
-    if settings.time_min is not None and 60 * settings.time_min < slowest + settings.grace_s:
-        problems.append(
-            f"{WHERE}.time = {settings.time_min} minutes: expected at least one checkpoint interval and the grace "
-            f"before the limit, exec.checkpoint_every_s = {slowest:g} and {WHERE}.grace_s = {settings.grace_s}: "
-            f"{math.ceil((slowest + settings.grace_s) / 60)} minutes"
-        )
-    return problems
-
-
-_OPTIONAL = {
-    **{name: name for name in ("partition", "account", "qos", "mem", "cpus_per_task", "constraint")},
-    "time_min": "time",
-}
-"""Settings that are left to Slurm where they are null, by their names for users."""
-
-
-def _refused(settings: SlurmSettings, slurm: Slurm, runs: Sequence[CellRun]) -> list[str]:
-    """What the scheduler says of jobs as the settings would make them: of each setting by which it takes none.
-
-    Raises NoAnswerError where it says nothing.
-    """
-    of_runs = [run.resolved.execution for run in runs]
-    shapes = {_Shape.of(settings, execution, settings.runs_per_gpu): None for execution in of_runs}
-    if not runs:
-        shapes = {_Shape(nodes=1, ranks_per_node=1, cpus_per_rank=settings.cpus_per_task or 1, on_gpu=False): None}
-    if settings.evaluate:
-        shapes |= {_Shape.of(settings, _on_one_device(execution), settings.runs_per_gpu): None for execution in of_runs}
-    problems: list[str] = []
-    for shape in shapes:
-        said = _said_of(settings, shape, slurm)
-        if said is None:
-            continue
-        bare = _with(settings, {"sbatch": {}, **dict.fromkeys(_OPTIONAL, None)})
-        alone = {
-            f"{WHERE}.{name} = {getattr(settings, field)}": _with(bare, {field: getattr(settings, field)})
-            for field, name in _OPTIONAL.items()
-            if getattr(settings, field) is not None
-        }
-        alone |= {
-            f"{WHERE}.sbatch.{option} = {value}": replace(bare, sbatch={option: value})
-            for option, value in settings.sbatch.items()
-        }
-        without = _said_of(bare, shape, slurm)
-        found = {what: _said_of(one, shape, slurm) for what, one in alone.items()}
-        told = [f"{what}: {why}" for what, why in found.items() if why not in (None, without)]
-        problems += told or [f"the scheduler would not take these jobs ({shape.words}): {said}"]
-    return list(dict.fromkeys(problems))
-
-
-def _said_of(settings: SlurmSettings, shape: "_Shape", slurm: Slurm) -> str | None:
-    """Why the scheduler would not take such a job; None where it would."""
-    with tempfile.TemporaryDirectory() as directory:
-        script = Path(directory) / "script.sh"
-        script.write_text(_script(settings, shape, "check", Path(directory), 1, {}, (), "true"))
-        try:
-            slurm.check(script)
-        except NoAnswerError:
-            raise
-        except SchedulerError as error:
-            return re.sub(r"^sbatch --test-only \S+: ", "", str(error))
-    return None
-
-
-def _ranks(execution: ExecSpec) -> int:
-    return execution.nodes * execution.gpus_per_node
-
-
-def _on_one_device(execution: ExecSpec) -> ExecSpec:
-    """As evaluations are carried out."""
-    return replace(execution, nodes=1, gpus_per_node=1)
-
-
-# --- a job's script -----------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Shape:
-    """What a task of a job takes of the cluster."""
-
-    nodes: int
-    ranks_per_node: int
-    cpus_per_rank: int
-    on_gpu: bool
-
-    @classmethod
-    def of(cls, settings: SlurmSettings, execution: ExecSpec, side_by_side: int) -> "_Shape":
-        """A core for each thread of the runs that a task carries out side by side, unless it is said how many."""
-        return cls(
-            nodes=execution.nodes,
-            ranks_per_node=execution.gpus_per_node,
-            cpus_per_rank=settings.cpus_per_task or execution.threads * side_by_side,
-            on_gpu=execution.device.startswith("cuda"),
-        )
-
-    @property
-    def words(self) -> str:
-        gpus = f", {self.ranks_per_node} GPUs on each" if self.on_gpu else ""
-        return f"nodes: {self.nodes}, cores on each: {self.ranks_per_node * self.cpus_per_rank}{gpus}"
-
-
-def _script(
-    settings: SlurmSettings,
-    shape: _Shape,
-    name: str,
-    directory: Path,
-    tasks: int,
-    options: Mapping[str, Any],
-    setup: Sequence[str],
-    command: str,
-) -> str:
-    """What sbatch is given, by submitit, to have `command` in an array of so many tasks that print to `directory`."""
-    import submitit
-
-    executor = submitit.SlurmExecutor(folder=directory)
-    plain = str(directory).replace("%", "%%")  # which stands for itself in the names that Slurm makes
-    more: dict[str, Any] = {"output": f"{plain}/%A_%a.out", "requeue": True, **options}
-    more |= {key: True if value is None else value for key, value in settings.sbatch.items()}
-    parameters: dict[str, Any] = {
-        "job_name": name,
-        "partition": settings.partition,
-        "account": settings.account,
-        "qos": settings.qos,
-        "time": settings.time_min,
-        "mem": settings.mem,
-        "constraint": settings.constraint,
-        "nodes": shape.nodes,
-        "ntasks_per_node": shape.ranks_per_node,
-        "cpus_per_task": shape.cpus_per_rank,
-        "gpus_per_node": shape.ranks_per_node if shape.on_gpu else None,
-        "signal_delay_s": settings.grace_s,
-        "setup": ["set -e", *settings.setup, *setup],
-        "stderr_to_stdout": True,
-        "wckey": None,
-        "use_srun": False,  # of our own, for the output is one file
-        "additional_parameters": more,
-    }
-    executor.update_parameters(**parameters)
-    executor.parameters["map_count"] = tasks
-    executor.parameters["array_parallelism"] = settings.throttle or tasks
-    return executor._make_submission_file_text(command, "") + "\n"
 
 
 # --- what is submitted --------------------------------------------------------------------------
@@ -320,7 +138,7 @@ class _Submitting:
         todo = [cell for cell in missing if cell not in queued]
         groups: dict[ExecSpec, list[tuple[Item, ...]]] = {}
         for cell in self._in_order(todo):
-            alone = _on_one_device(cell.resolved.execution)
+            alone = on_one_device(cell.resolved.execution)
             item = Item(kind="eval", run_id=cell.run_id, name=cell.cell.name, row=cell.cell.row, seed=cell.cell.seed)
             groups.setdefault(alone, []).append((item,))
         most = self._settings.array_size or self._cluster.max_array_size
@@ -508,11 +326,11 @@ class _Submitting:
         return f"{self._what()} submitted before" if self._jobs else "Nothing was submitted"
 
     def _script_of(self, number: int, intent: Intent, array: _Array) -> str:
-        shape = _Shape.of(self._settings, array.execution, max(len(items) for items in array.tasks))
+        shape = Shape.of(self._settings, array.execution, max(len(items) for items in array.tasks))
         directory = self._submissions.directory(number).absolute()
         waits = {"dependency": intent.dependency, "kill-on-invalid-dep": "yes"} if intent.dependency else {}
         setup, command = self._environment(number, intent), self._command(number, array, shape)
-        return _script(self._settings, shape, intent.job_name, directory, len(array.tasks), waits, setup, command)
+        return script_text(self._settings, shape, intent.job_name, directory, len(array.tasks), waits, setup, command)
 
     def _environment(self, number: int, intent: Intent) -> list[str]:
         root = _ROOT if intent.snapshot is None else snapshot_dir(self._store, intent.snapshot).absolute()
@@ -521,11 +339,11 @@ class _Submitting:
             f"export HYBRID_SUBMISSION={number}",
         ]
 
-    def _command(self, number: int, array: _Array, shape: _Shape) -> str:
+    def _command(self, number: int, array: _Array, shape: Shape) -> str:
         """srun takes the place of the shell, which a signal would end. -P: not what the working directory holds."""
         python = shlex.quote(sys.executable) if self._settings.python is None else self._settings.python
         # Ranks end each other; what srun would do on the first exit code takes the others' last words away.
-        several = " --kill-on-bad-exit=0 --wait=60" if _ranks(array.execution) > 1 else ""
+        several = " --kill-on-bad-exit=0 --wait=60" if ranks_of(array.execution) > 1 else ""
         store = shlex.quote(str(self._store.root.absolute()))
         # From Slurm 22.05 on, srun does not take it from sbatch.
         cpus = f" --cpus-per-task={shape.cpus_per_rank}"
@@ -560,7 +378,7 @@ def _evaluations(array: _Array) -> _Array:
     """The evaluations of an array's runs, task by task: submitted with `aftercorr`, each begins when the task that
     trained them has succeeded; where that one fails, the scheduler cancels it."""
     tasks = tuple(tuple(replace(item, kind="eval") for item in items) for items in array.tasks)
-    return _Array(tasks=tasks, execution=_on_one_device(array.execution))
+    return _Array(tasks=tasks, execution=on_one_device(array.execution))
 
 
 def _until_ended(ends: Sequence[End], store: Store, slurm: Slurm, asked: Asked) -> list[End]:
