@@ -313,11 +313,11 @@ def test_branches_wait_for_their_trunk_and_a_longer_one_for_that_which_is_queued
         return small_sweep(tmp_path, "schedule.cooldown_tokens=1024", lengths, rows=1, seeds=1)
 
     sweep_to(5120, 10240).submit(later)
-    sweep = sweep_to(5120, 10240, 20480)
+    sweep = sweep_to(5120, 10240, 15360, 20480)
     sweep.submit()
     submitted = Submissions(sweep.store).all()
-    trunk, runs, longer, run = ([item.kind for _, item in one.items()] for one in submitted)
-    assert (trunk, runs, longer, run) == (["trunk"], ["run", "run"], ["trunk"], ["run"])
+    trunk, runs, longer, more = ([item.kind for _, item in one.items()] for one in submitted)
+    assert (trunk, runs, longer, more) == (["trunk"], ["run", "run"], ["trunk"], ["run", "run"])
     waits_for = [one.intent.dependency for one in submitted]
     assert waits_for == ["", *(f"afterany:{submitted[i].job_id}_0" for i in (0, 0, 2))]
     sweep.wait(180)
