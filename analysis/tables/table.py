@@ -1,0 +1,38 @@
+"""What a table is: columns that read rows, with the words that belong to them. How they look is for `render`."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Generic, Literal, TypeVar, final
+
+from analysis import stats
+
+Value = str | int | float | stats.Estimate | stats.Proportion | stats.CensoredMedian | None
+RowT = TypeVar("RowT")
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Column(Generic[RowT]):
+    """What a column shows of a row. `fmt` is never given None; `better` says which way is good, if any is.
+
+    `key` names the column for machines and carries unit and convention; `header` is for people.
+    """
+
+    key: str
+    header: str
+    value: Callable[[RowT], Value]
+    fmt: Callable[[Value], str]
+    better: Literal["lower", "higher"] | None = None
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Table(Generic[RowT]):
+    """A table of any rows. `name` is for files; `caption` and `footnotes` are whole sentences, one a line."""
+
+    name: str
+    title: str
+    columns: tuple[Column[RowT], ...]
+    rows: tuple[RowT, ...]
+    caption: tuple[str, ...]
+    footnotes: tuple[str, ...]
