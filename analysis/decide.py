@@ -2,15 +2,15 @@
 
 A claim says that a difference lies on one side of zero. With a two-sided interval at `level` it *holds* where the whole
 interval lies on that side and *fails* where it lies on the other. If neither, the two are *equivalent* where the
-difference is shown to lie within a margin (two one-sided tests, Schuirmann 1987: the interval at 2 level - 1 lies within
+difference is shown to lie within a margin (two one-sided tests, Schuirmann 1987: the interval at 2 level - 1 lies in
 it), and else it is *undecided*: not rejecting is not equality. A difference that is told from zero and yet within the
 margin is called by its side; its p for equivalence says the rest.
 
-Several comparisons make one claim by `all_of` or `any_of`. A conjunction is an intersection-union test: it holds if every
-part does at the level itself, with nothing to correct; it fails if any part does, which is corrected for the number of
-parts. Several claims are judged together by `verdicts`, after Holm: the probability that any false claim is said to hold,
-whatever is true of the others and however they depend on each other, is at most (1 - level) / 2; likewise that any true
-one is said to fail.
+Several comparisons make one claim by `all_of` or `any_of`. A conjunction is an intersection-union test: it holds if
+every part does at the level itself, with nothing to correct; it fails if any part does, which is corrected for the
+number of parts. Several claims are judged together by `verdicts`, after Holm: the probability that any false claim is
+said to hold, whatever is true of the others and however they depend on each other, is at most (1 - level) / 2; likewise
+that any true one is said to fail.
 """
 
 import math
@@ -31,8 +31,8 @@ _KNOWN_DF: Final = 10_000  # as good as a known standard deviation
 class Difference:
     """a minus b, the means of `n_a` and `n_b` runs.
 
-    `df` are those of the standard error, None where the standard deviation is known. `std_error` is None where nothing is
-    known of the spread: one seed a row, and no noise from elsewhere.
+    `df` are those of the standard error, None where the standard deviation is known. `std_error` is None where nothing
+    is known of the spread: one seed a row, and no noise from elsewhere.
     """
 
     estimate: float
@@ -45,9 +45,9 @@ class Difference:
 
 @dataclass(frozen=True, kw_only=True)
 class Evidence:
-    """One-sided p values: of what is claimed against its contrary, of the contrary, and of a difference within the margin.
+    """p values, small where there is evidence for what each is named after.
 
-    A small one is evidence for what it is named after.
+    One-sided, for what is claimed and for its contrary; of two one-sided tests for a difference within the margin.
     """
 
     holds: float
@@ -62,8 +62,8 @@ NO_EVIDENCE: Final = Evidence(holds=1.0, fails=1.0, equivalent=1.0)
 class Decision:
     """`low` and `high` bound the interval at the level, `p` is two-sided; None where nothing is known of the spread.
 
-    `seeds_needed`: runs a row that would decide with 80% power if the difference were what is estimated, of an undecided
-    one; None where `MAX_SEEDS` would not, or nothing is known of the spread.
+    `seeds_needed`, of an undecided one: runs a row that would decide with 80% power if the difference were what is
+    estimated; None where `MAX_SEEDS` would not, or nothing is known of the spread.
     """
 
     verdict: Verdict
@@ -185,7 +185,7 @@ def seeds_to_decide(
 
 
 def _seeds_to_equate(noise: Noise, estimate: float, margin: float, alpha: float, power: float) -> int | None:
-    """The fewest runs a row with which two one-sided tests succeed; the spread taken as known but for the critical t."""
+    """The fewest runs a row with which two one-sided tests succeed; the spread as if known, but for the critical t."""
 
     def enough(n_seeds: int) -> bool:
         df = noise.dof + 2 * (n_seeds - 1)
