@@ -490,13 +490,15 @@ class Store:
             return "done" if record["status"] == "done" else "diverged"
         return self.attempts(run_id).status()
 
-    def metrics(self, run_id: str) -> list[dict[str, Any]]:
-        """The run's metric lines from its beginning: those of its trunk up to where it starts, then its own.
+    def metrics(self, run_id: str, number: int | None = None) -> list[dict[str, Any]]:
+        """The run's metric lines from its beginning, as its attempt `number` (that of its record, else the newest) has
+        them: those of its trunk up to where it starts, then its own.
 
         Attempts are joined: each is cut at the step from which a later one went on. Half a line at the end of a killed
         attempt is left out.
         """
-        pieces = [lines for _, lines in self._backwards(self.attempts(run_id), self._telling_attempt(run_id))]
+        number = self._telling_attempt(run_id) if number is None else number
+        pieces = [lines for _, lines in self._backwards(self.attempts(run_id), number)]
         return [line for lines in reversed(pieces) for line in lines]
 
     def branched_from(self, run_id: str, number: int | None = None) -> Start | None:
