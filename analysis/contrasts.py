@@ -122,12 +122,13 @@ def blocks_of(results: Results) -> tuple[tuple[Group, ...], ...]:
 class Ranking:
     """Which rows are marked, by their place among the groups, and the contrasts with the best row of each block.
 
-    `single`: no row has two values, so nothing can be told apart and nothing is marked.
+    `undecided` are those of them that tell neither worse nor equivalent. `single`: no row has two values, so that
+    nothing can be told apart and nothing is marked.
     """
 
     marks: Mapping[int, Mark]
-    best: tuple[Group, ...]
     contrasts: tuple[Contrast, ...]
+    undecided: tuple[Contrast, ...]
     single: bool
 
 
@@ -137,7 +138,7 @@ def rank(results: Results, metric: str, better: Better | None, *, margin: float 
     Which row is best was seen in the same numbers; as all others must be told from it, two-sided, the probability of a
     best row that is none stays below the level.
     """
-    nothing = Ranking(marks={}, best=(), contrasts=(), single=False)
+    nothing = Ranking(marks={}, contrasts=(), undecided=(), single=False)
     if better is None:
         return nothing
     blocks = blocks_of(results)
@@ -154,24 +155,20 @@ def rank(results: Results, metric: str, better: Better | None, *, margin: float 
         return nothing
     made = contrasts(pairs, metric, blocks=blocks, margin=margin)
     if all(contrast.difference is None or contrast.difference.std_error is None for contrast in made):
-        return replace(nothing, best=tuple(leaders), contrasts=made, single=True)
+        return replace(nothing, contrasts=made, single=True)
     places = {id(group): place for place, group in enumerate(results.groups)}
     marks: dict[int, Mark] = {}
+    unclear: list[Contrast] = []
     for best in leaders:
         mine = [contrast for contrast in made if contrast.first is best]
-        for contrast in mine:
-            if contrast.finding == "equivalent":
-                marks[places[id(contrast.second)]] = "equivalent"
-            elif contrast.finding != better and contrast.difference is not None:
-                marks[places[id(contrast.second)]] = "undecided"
-        if "undecided" not in {marks.get(places[id(contrast.second)]) for contrast in mine} and any(
-            contrast.finding == better for contrast in mine
-        ):
-            marks[places[id(best)]] = "best"
-            for contrast in mine:
-                if contrast.difference is None:  # the same runs under another name
-                    marks[places[id(contrast.second)]] = "best"
-    return Ranking(marks=marks, best=tuple(leaders), contrasts=made, single=False)
+        undecided = [c for c in mine if c.difference is not None and c.finding not in (better, "equivalent")]
+        unclear += undecided
+        marks |= {places[id(contrast.second)]: "undecided" for contrast in undecided}
+        marks |= {places[id(contrast.second)]: "equivalent" for contrast in mine if contrast.finding == "equivalent"}
+        if not undecided and any(contrast.finding == better for contrast in mine):
+            same = [contrast.second for contrast in mine if contrast.difference is None]  # under another name
+            marks |= {places[id(group)]: "best" for group in (best, *same)}
+    return Ranking(marks=marks, contrasts=made, undecided=tuple(unclear), single=False)
 
 
 def _contrast(first: Group, second: Group, block: Sequence[Sample], metric: str) -> Contrast:

@@ -4,8 +4,10 @@ The cells come from the stored request and are never composed again, so that a c
 cell: no row disappears.
 """
 
+import contextlib
 import json
 import math
+import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -29,7 +31,8 @@ class CellResult:
     """One expected run: what it is called, how it stands, and its record if it has one.
 
     `run_id` is None before it is tuned. `spec` is None before the run is first tried, or if this code cannot read it
-    (another revision); `metrics` are empty without a record. `tuned` are the values that tuning chose, or tries.
+    (another revision); `metrics` are empty without a record, and hold what evaluations measured too. `tuned` are the
+    values that tuning chose, or tries. `problem` says what is wrong with a record that cannot be read.
     """
 
     name: str
@@ -43,6 +46,7 @@ class CellResult:
     cost: Mapping[str, float]
     metrics: Mapping[str, Any]
     provenance: Mapping[str, Any]
+    problem: str | None = None
 
     @property
     def final(self) -> bool:
@@ -99,6 +103,10 @@ class Group:
     def numbers(self, metric: str) -> list[float]:
         """The metric of the runs that are done; diverged runs are never averaged."""
         return [value for cell in self.done if (value := cell.number(metric)) is not None]
+
+    def without(self, metric: str) -> tuple[CellResult, ...]:
+        """The runs that are done and have no finite value of the metric."""
+        return tuple(cell for cell in self.done if cell.number(metric) is None)
 
     def notes(self) -> str:
         """What is not done, counted: "1 diverged, 2 not started"; empty if all is."""
@@ -238,8 +246,13 @@ def _tuning_runs(store: Store, tuning: Tuning) -> TuningRuns:
 def _result(store: Store, cell: Cell) -> CellResult:
     status = status_of(cell, store)
     record: Mapping[str, Any] = {}
+    metrics: Mapping[str, Any] = {}
+    problem = None
     if cell.run_id is not None and status in ("done", "diverged"):
         record = store.record(cell.run_id) or {}
+        metrics = _with_evaluations(record.get("metrics", {}), _eval_records(store, cell.run_id))
+    elif cell.run_id is not None and status == "damaged":
+        problem = _problem(store, cell.run_id)
     spec = None if cell.run_id is None else _read_spec(store, cell.run_id, record)
     return CellResult(
         name=cell.name,
@@ -251,9 +264,47 @@ def _result(store: Store, cell: Cell) -> CellResult:
         status=status,
         spec=spec,
         cost=record.get("cost") or _predicted_cost(spec),
-        metrics=record.get("metrics", {}),
+        metrics=metrics,
         provenance=record.get("provenance", {}),
+        problem=problem,
     )
+
+
+def _problem(store: Store, run_id: str) -> str | None:
+    try:
+        store.record(run_id)
+    except StoreError as error:
+        return str(error)
+    return None
+
+
+def _eval_records(store: Store, run_id: str) -> list[Mapping[str, Any]]:
+    """The records of the run's evaluations, in the order of their ids; those that cannot be read are left out."""
+    found: list[Mapping[str, Any]] = []
+    directory = store.run_dir(run_id) / "evals"
+    names = sorted(os.listdir(directory)) if directory.is_dir() else []
+    for name in names:
+        with contextlib.suppress(StoreError):
+            record = store.eval_record(run_id, name)
+            found += [record] if record is not None else []
+    return found
+
+
+def _with_evaluations(metrics: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+    """The metrics of a run and of its evaluations, these under `kind.name` too, as in `nll.loss_nats`.
+
+    The run's own come first. A name to which two evaluations give different values says nothing, so it is left out.
+    """
+    found: dict[str, Any] = {}
+    disputed: set[str] = set()
+    for record in records:
+        kind = record.get("eval", {}).get("kind", "eval")
+        for name, value in record["metrics"].items():
+            for key in (name, f"{kind}.{name}"):
+                if key in found and found[key] != value:
+                    disputed.add(key)
+                found[key] = value
+    return {key: value for key, value in found.items() if key not in disputed} | dict(metrics)
 
 
 def _predicted_cost(spec: RunSpec | None) -> dict[str, Any]:

@@ -5,8 +5,11 @@ spent, and exact tests between rows. An *estimate* table is for a number measure
 validation loss.
 """
 
-from analysis.load import Group, Results
+from typing import Any
+
+from analysis.load import Results
 from analysis.tables.captions import report_caption, settings_line, title_of
+from analysis.tables.differences import difference_table
 from analysis.tables.estimates import estimate_table
 from analysis.tables.probe import SOLVED, Comparison, comparison_table, probe_table, solved, survival
 from analysis.tables.table import Column, Table, Value
@@ -22,6 +25,7 @@ __all__ = [
     "Value",
     "build_tables",
     "comparison_table",
+    "difference_table",
     "estimate_table",
     "metric_header",
     "metric_of",
@@ -35,18 +39,28 @@ __all__ = [
 ]
 
 
-def build_tables(results: Results, metric: str | None = None) -> tuple[Table[Group] | Table[Comparison], ...]:
-    """The tables of a request: the main one, and for a probe the comparisons between its rows.
+def build_tables(
+    results: Results, metric: str | None = None, *, against: str | None = None, margin: float | None = None
+) -> tuple[Table[Any], ...]:
+    """The tables of a request: the main one, then the comparisons between its rows.
 
     `metric` defaults to what the sweep's report asks for, else to `solved` for runs with a stop rule and to the
-    validation loss for others. Raises ConfigError for a metric that no run has.
+    validation loss for others. `against` names the row that others are compared with: without it, a probe compares
+    every pair, and other runs only with the best. `margin` is what is too small to matter, in the metric's unit.
+    Raises ConfigError for a metric that no run has, for a row that there is not, and for a margin of a probe.
     """
     chosen = metric_of(results, metric)
-    if chosen != SOLVED:
-        return (estimate_table(results, chosen),)
-    if len(results.groups) < 2:
-        return (probe_table(results),)
-    return probe_table(results), comparison_table(results)
+    if chosen == SOLVED:
+        if margin is not None:
+            raise ConfigError(
+                f"--margin {margin:g}: a probe's rows are compared by seeds solved; expected --metric too"
+            )
+        main = probe_table(results)
+        return (main, comparison_table(results, against)) if against or len(results.groups) >= 2 else (main,)
+    estimates = estimate_table(results, chosen, margin=margin or 0.0)
+    if against is None:
+        return (estimates,)
+    return estimates, difference_table(results, chosen, against, margin=margin or 0.0)
 
 
 def metric_of(results: Results, metric: str | None) -> str:

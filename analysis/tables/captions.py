@@ -13,11 +13,14 @@ from analysis.tables.words import count, metric_header, show_flops, show_layout,
 from sweeps.identity import short_keys
 
 MATCHED: Final = 0.05
+_NAMES_SHOWN: Final = 6
+_PROBLEMS_SHOWN: Final = 3
 
 
 def request_table(
     results: Results, columns: Sequence[Column[Group]], *, caption: Sequence[str], footnotes: Sequence[str]
 ) -> Table[Group]:
+    """A line a group of cells, with what there is to say of any request around it."""
     lines = [
         *report_caption(results),
         _runs_line(results),
@@ -30,6 +33,7 @@ def request_table(
     notes = [*_tuning_notes(results), *footnotes]
     if unreadable:
         notes.append(f"{count(unreadable, 'record')} describe a run in a way that this version cannot read.")
+    notes += _problem_notes(results)
     final = [cell.provenance for cell in results.cells if cell.final]
     machines = {(str(provenance.get("host")), str(provenance.get("device"))) for provenance in final}
     if len(machines) > 1:
@@ -41,7 +45,32 @@ def request_table(
         rows=results.groups,
         caption=tuple(line for line in lines if line),
         footnotes=tuple(notes),
+        grouped=results.several_rows and bool(results.axes),
     )
+
+
+def missing_notes(results: Results, metric: str) -> list[str]:
+    """Runs that are done and have no finite value of the metric: in no mean, so that they have to be named."""
+    without = [cell.name for group in results.groups for cell in group.without(metric)]
+    if not without or len(without) == sum(len(group.done) for group in results.groups):
+        return []
+    return [
+        f"{count(len(without), 'run')} {'is' if len(without) == 1 else 'are'} done without a finite "
+        f"{metric_header(metric)}, and in no mean: {_listed(without)}."
+    ]
+
+
+def _problem_notes(results: Results) -> list[str]:
+    """What is wrong with records that cannot be read; the first few in full."""
+    problems = list(dict.fromkeys(cell.problem for cell in results.cells if cell.problem is not None))
+    left = len(problems) - _PROBLEMS_SHOWN
+    shown = [f"Unreadable: {problem}." for problem in problems[:_PROBLEMS_SHOWN]]
+    return [*shown, *([f"{left} more records cannot be read."] if left > 0 else [])]
+
+
+def _listed(names: Sequence[str]) -> str:
+    left = len(names) - _NAMES_SHOWN
+    return ", ".join(names[:_NAMES_SHOWN]) + (f" and {left} more" if left > 0 else "")
 
 
 def settings_line(results: Results) -> str:

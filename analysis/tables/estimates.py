@@ -4,7 +4,7 @@ from statistics import fmean
 
 from analysis import stats
 from analysis.load import Group, Results
-from analysis.tables.captions import flops_line, interval_lines, request_table
+from analysis.tables.captions import flops_line, interval_lines, missing_notes, request_table
 from analysis.tables.columns import (
     architecture_columns,
     mean_column,
@@ -13,15 +13,19 @@ from analysis.tables.columns import (
     setting_columns,
     tuned_columns,
 )
+from analysis.tables.differences import mark_notes, mark_of, ranked
 from analysis.tables.table import Column, Table, Value
-from analysis.tables.words import METRICS, VAL_LOSS, four_digits, show, si, three_digits
+from analysis.tables.words import VAL_LOSS, four_digits, metric_better, metric_header, show, si, three_digits
 from hybrid.spec import StdlibSpec
 
 
-def estimate_table(results: Results, metric: str) -> Table[Group]:
-    """The mean of a metric over seeds with its interval, a line a row."""
+def estimate_table(results: Results, metric: str, *, margin: float = 0.0) -> Table[Group]:
+    """The mean of a metric over seeds with its interval, a line a row; the best in bold where it can be told apart.
+
+    Rows shown to lie within `margin` of the best are marked as equivalent to it.
+    """
     pooling = stats.pool([group.numbers(metric) for group in results.groups])
-    header, better = METRICS.get(metric, (metric, None))
+    ranking = ranked(results, metric, margin=margin)
     columns = [
         *row_columns(results),
         *tuned_columns(results),
@@ -29,14 +33,15 @@ def estimate_table(results: Results, metric: str) -> Table[Group]:
         *architecture_columns(results, run_flops=True),
         Column[Group](
             key=metric,
-            header=header,
+            header=metric_header(metric),
             value=lambda group: stats.estimate(group.numbers(metric), pooling),
             fmt=show,
-            better=better,
+            better=metric_better(metric),
+            mark=mark_of(results, ranking),
         ),
         Column[Group](key="n", header="n", value=lambda group: len(group.numbers(metric)), fmt=str),
     ]
-    footnotes = []
+    footnotes = [*mark_notes(results, ranking, metric, margin=margin), *missing_notes(results, metric)]
     specs = results.specs
     if metric == VAL_LOSS and specs and all(isinstance(spec.data, StdlibSpec) for spec in specs):
         columns.append(

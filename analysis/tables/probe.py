@@ -1,10 +1,12 @@
 """Tables of runs that race to a threshold: seeds solved, steps needed, what was spent, and exact tests between rows."""
 
 import itertools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final, final
 
 from analysis import stats
+from analysis.contrasts import Mark
 from analysis.load import CellResult, Group, Results
 from analysis.tables.captions import request_table
 from analysis.tables.columns import (
@@ -16,7 +18,8 @@ from analysis.tables.columns import (
     spent_flops,
     tuned_columns,
 )
-from analysis.tables.table import Column, Table, Value
+from analysis.tables.differences import baselines
+from analysis.tables.table import Column, Table, Value, unmarked
 from analysis.tables.words import count, show, show_flops, show_p, show_p_value, si, three_digits
 
 SOLVED: Final = "solved"
@@ -35,12 +38,13 @@ class Comparison:
 
 def probe_table(results: Results) -> Table[Group]:
     """Seeds solved, median steps to the threshold and what was spent, a line a row."""
+    mark = _mark_of(results)
     columns = (
         *row_columns(results),
         *tuned_columns(results),
         *setting_columns(results),
         *architecture_columns(results, run_flops=False),
-        Column[Group](key=SOLVED, header="solved", value=solved, fmt=show, better="higher"),
+        Column[Group](key=SOLVED, header="solved", value=solved, fmt=show, better="higher", mark=mark),
         Column[Group](key="steps_to_threshold", header="median steps", value=_median_steps, fmt=show, better="lower"),
         mean_column("tokens", "tokens / run", lambda cell: cell.number("tokens"), fmt=si, diverged=True),
         mean_column("spent_paper_train_flops", "FLOPs / run", spent_flops, fmt=show_flops, diverged=True),
@@ -54,6 +58,8 @@ def probe_table(results: Results) -> Table[Group]:
         "Tokens, FLOPs (paper convention, training) and wall time are what was spent, a mean over the runs.",
     ]
     footnotes = []
+    if any(mark(group) for group in results.groups):
+        footnotes.append("Bold: told apart from every other row (Fisher's exact test, Holm over every pair, 5%).")
     if any(cell.diverged for cell in results.cells):
         footnotes.append("A diverged run counts as unsolved, censored at the last step it was allowed.")
     if any(not cell.final for cell in results.cells):
@@ -64,16 +70,15 @@ def probe_table(results: Results) -> Table[Group]:
     return request_table(results, columns, caption=caption, footnotes=footnotes)
 
 
-def comparison_table(results: Results) -> Table[Comparison]:
-    """Every pair of rows, tested on solved against unsolved; Holm over all of them."""
-    pairs = list(itertools.combinations(results.groups, 2))
-    p_values = [_fisher(a, b) for a, b in pairs]
-    tested = [p for p in p_values if p is not None]
-    adjusted = iter(stats.holm(tested))
-    rows = tuple(
-        Comparison(first=a, second=b, p=p, p_holm=None if p is None else next(adjusted))
-        for (a, b), p in zip(pairs, p_values, strict=True)
-    )
+def comparison_table(results: Results, against: str | None = None) -> Table[Comparison]:
+    """Rows tested on solved against unsolved: every pair of them, or each with one; Holm over all that are tested.
+
+    Raises ConfigError where there is no row of the name to compare with.
+    """
+    every = itertools.combinations(results.groups, 2)
+    pairs = list(every if against is None else baselines(results, against)[0])
+    rows = _compared(pairs)
+    tested = [row.p for row in rows if row.p is not None]
     caption = [f"Fisher's exact test, two-sided, on solved against unsolved; Holm over {count(len(tested), 'pair')}."]
     sizes = [len(group.final) for group in results.groups if group.final]
     if len(sizes) >= 2:
@@ -97,10 +102,34 @@ def comparison_table(results: Results) -> Table[Comparison]:
             Column[Comparison](key="p", header="p", value=lambda c: c.p, fmt=show_p_value),
             Column[Comparison](key="p_holm", header="p (Holm)", value=lambda c: c.p_holm, fmt=show_p_value),
         ),
-        rows=rows,
+        rows=tuple(rows),
         caption=tuple(caption),
         footnotes=("Rows that share runs are not compared.",) if shared else (),
     )
+
+
+def _compared(pairs: Sequence[tuple[Group, Group]]) -> list[Comparison]:
+    p_values = [_fisher(a, b) for a, b in pairs]
+    adjusted = iter(stats.holm([p for p in p_values if p is not None]))
+    return [
+        Comparison(first=a, second=b, p=p, p_holm=None if p is None else next(adjusted))
+        for (a, b), p in zip(pairs, p_values, strict=True)
+    ]
+
+
+def _mark_of(results: Results) -> Callable[[Group], Mark | None]:
+    """The row that solves most often, where Fisher's test tells it from every other; Holm over every pair of rows.
+
+    A large p shows nothing, so that no row is called equivalent.
+    """
+    shares = {id(group): found.k / found.n for group in results.groups if (found := solved(group)) is not None}
+    if len(shares) < 2:
+        return unmarked
+    best = max(shares, key=lambda key: shares[key])
+    pairs = _compared(list(itertools.combinations(results.groups, 2)))
+    mine = [pair for pair in pairs if best in (id(pair.first), id(pair.second)) and pair.p_holm is not None]
+    told = bool(mine) and all(pair.p_holm is not None and pair.p_holm <= 1 - stats.LEVEL for pair in mine)
+    return lambda group: "best" if told and id(group) == best else None
 
 
 def solved(group: Group) -> stats.Proportion | None:

@@ -5,9 +5,14 @@ from dataclasses import dataclass
 from typing import Generic, Literal, TypeVar, final
 
 from analysis import stats
+from analysis.contrasts import Mark
 
 Value = str | int | float | stats.Estimate | stats.Proportion | stats.CensoredMedian | None
 RowT = TypeVar("RowT")
+
+
+def unmarked(row: object) -> None:
+    """The mark of every row in a column that compares nothing."""
 
 
 @final
@@ -15,7 +20,8 @@ RowT = TypeVar("RowT")
 class Column(Generic[RowT]):
     """What a column shows of a row. `fmt` is never given None; `better` says which way is good, if any is.
 
-    `key` names the column for machines and carries unit and convention; `header` is for people.
+    `key` names the column for machines and carries unit and convention; `header` is for people. `mark` says how the row
+    stands in this column: best and told apart from the others, equivalent to the best, or not told apart from it.
     """
 
     key: str
@@ -23,12 +29,16 @@ class Column(Generic[RowT]):
     value: Callable[[RowT], Value]
     fmt: Callable[[Value], str]
     better: Literal["lower", "higher"] | None = None
+    mark: Callable[[RowT], Mark | None] = unmarked
 
 
 @final
 @dataclass(frozen=True, kw_only=True)
 class Table(Generic[RowT]):
-    """A table of any rows. `name` is for files; `caption` and `footnotes` are whole sentences, one a line."""
+    """A table of any rows. `name` is for files; `caption` and `footnotes` are whole sentences, one a line.
+
+    `grouped`: neighbours that are equal in the first column belong together, and it need name them once only.
+    """
 
     name: str
     title: str
@@ -36,3 +46,4 @@ class Table(Generic[RowT]):
     rows: tuple[RowT, ...]
     caption: tuple[str, ...]
     footnotes: tuple[str, ...]
+    grouped: bool = False

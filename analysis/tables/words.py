@@ -53,6 +53,11 @@ METRICS: Final[dict[str, tuple[str, Literal["lower", "higher"] | None]]] = {
 }
 
 
+def metric_better(metric: str) -> Literal["lower", "higher"] | None:
+    """Which way is good in a metric; None where that is not known."""
+    return METRICS.get(metric, (metric, None))[1]
+
+
 def metric_header(metric: str) -> str:
     """The words for a metric, with its unit."""
     return METRICS.get(metric, (metric, None))[0]
