@@ -1,0 +1,461 @@
+"""Verdicts: every part of every claim against a source, one claim alone, then all together.
+
+Family-wise: Holm's adjustment runs over the claims that noise can decide, so that the probability of any false "holds"
+is at most (1 - level) / 2. What is arithmetic needs no correction and enters none.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Final, Literal, assert_never, final
+
+from analysis import decide, stats
+from analysis.claims.noise import NoiseFloor
+from analysis.claims.parts import (
+    All,
+    Any_,
+    Compare,
+    Estimated,
+    Exact,
+    Leaf,
+    Metric,
+    Part,
+    Quoted,
+    Remark,
+    Row,
+    Unknown,
+)
+from analysis.claims.source import PrintedSource, Source, Value
+from analysis.decide import Decision, Difference, Evidence, Verdict
+from hybrid.spec import RunSpec
+
+TRUE: Final = Evidence(holds=0.0, fails=1.0, equivalent=1.0)
+FALSE: Final = Evidence(holds=1.0, fails=0.0, equivalent=1.0)
+ONE_MODEL: Final = Evidence(holds=1.0, fails=1.0, equivalent=0.0)
+_ROUNDING: Final = 1e-9
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Used:
+    """A number that a verdict rests on, and how it enters."""
+
+    row: Row
+    value: float
+    n: int
+    weight: float
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """What was found of one part.
+
+    `estimate` is signed as the part has it (of logarithms where the metric is compared by ratios), `claimed` how far it
+    lies on the claimed side; `verdict` is the part's own, with nothing corrected. `as_claimed` is the sign alone.
+    `one_model`: both sides are one model by symmetry, so that they differ by chance alone.
+    """
+
+    leaf: Leaf
+    kind: Literal["comparison", "quoted", "exact", "estimate", "unknown", "remark"]
+    text: str
+    verdict: Verdict
+    evidence: Evidence
+    used: tuple[Used, ...] = ()
+    metric: Metric | None = None
+    unit: str = ""
+    estimate: float | None = None
+    claimed: float | None = None
+    low: float | None = None
+    high: float | None = None
+    p: float | None = None
+    std_error: float | None = None
+    df: int | None = None
+    noise: NoiseFloor | None = None
+    as_claimed: bool | None = None
+    one_model: bool = False
+    seeds_needed: int | None = None
+    margin: float | None = None
+    missing: str | None = None
+    needs: str | None = None
+    numbers: Mapping[str, object] | None = None
+
+    @property
+    def by_chance(self) -> bool:
+        """Whether noise decides it: a comparison of different models, with a spread."""
+        return self.std_error is not None and not self.one_model
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Judged:
+    """A claim's parts with what was found, their evidence together, and that adjusted for the claims judged with it.
+
+    `alone` is the verdict without that adjustment. `decisive` is the part that the verdict turns on.
+    """
+
+    found: tuple[Found, ...]
+    evidence: Evidence
+    adjusted: Evidence
+    verdict: Verdict
+    alone: Verdict
+    decisive: Found | None
+    seeds_needed: int | None
+    family: int
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """`margin` in nats replaces that of losses; `level` is of intervals and of the family of claims."""
+
+    level: float = stats.LEVEL
+    margin: float | None = None
+
+    def margin_of(self, metric: Metric) -> float:
+        return self.margin if self.margin is not None and metric.unit == "nats" else metric.margin
+
+
+def judge(parts: Mapping[str, Part], source: Source, settings: Settings) -> dict[str, Judged]:
+    """Every claim judged with the others."""
+    kept = {name: covered(part, source) for name, part in parts.items()}
+    found = {name: _find(part, source, settings) for name, part in kept.items() if part is not None}
+    evidence = {name: _combine(kept_part, found[name]) for name, kept_part in kept.items() if kept_part is not None}
+    family = [name for name, results in found.items() if any(result.by_chance for result in results.values())]
+    adjusted = dict(zip(family, decide.adjusted([evidence[name] for name in family]), strict=True))
+    judged: dict[str, Judged] = {}
+    for name in parts:
+        if name not in found:
+            judged[name] = _left_out(name, len(family))
+            continue
+        judged[name] = _judged(
+            list(found[name].values()), evidence[name], adjusted.get(name, evidence[name]), len(family), settings
+        )
+    return judged
+
+
+def _left_out(name: str, family: int) -> Judged:
+    none = decide.NO_EVIDENCE
+    unknown = Found(
+        leaf=Unknown(text=name, missing="its rows are not at this scale", needs="the paper's own scale"),
+        kind="unknown",
+        text=name,
+        verdict="untestable",
+        evidence=none,
+        missing="none of its rows is at this scale",
+        needs="runs at the paper's own scales",
+    )
+    return Judged(
+        found=(unknown,),
+        evidence=none,
+        adjusted=none,
+        verdict="untestable",
+        alone="untestable",
+        decisive=unknown,
+        seeds_needed=None,
+        family=family,
+    )
+
+
+def covered(part: Part, source: Source) -> Part | None:
+    """The part without comparisons of rows that the source is not about; None if nothing is left."""
+    match part:
+        case All() | Any_():
+            kept = tuple(inner for inner in (covered(p, source) for p in part.parts) if inner is not None)
+            return type(part)(kept) if kept else None
+        case Compare():
+            return part if all(source.covers(row) for row in part.rows) else None
+        case Quoted():
+            return part if all(source.covers(row) for row in part.compare.rows) else None
+        case _:
+            return part
+
+
+# --- one part -------------------------------------------------------------------------------------
+
+
+def _find(part: Part, source: Source, settings: Settings) -> dict[int, Found]:
+    """What is found of every leaf, by its identity."""
+    match part:
+        case All() | Any_():
+            return {key: found for inner in part.parts for key, found in _find(inner, source, settings).items()}
+        case Compare():
+            return {id(part): compare(part, source, settings)}
+        case Quoted():
+            return {id(part): _quoted(part, source, settings)}
+        case Exact():
+            exact = Found(
+                leaf=part,
+                kind="exact",
+                text=part.text,
+                verdict="holds" if part.true else "fails",
+                evidence=TRUE if part.true else FALSE,
+                as_claimed=part.true,
+                numbers=part.numbers,
+            )
+            return {id(part): exact}
+        case Estimated():
+            return {id(part): _estimated(part, settings)}
+        case Unknown():
+            unknown = Found(
+                leaf=part,
+                kind="unknown",
+                text=part.text,
+                verdict="untestable",
+                evidence=decide.NO_EVIDENCE,
+                missing=part.missing,
+                needs=part.needs,
+            )
+            return {id(part): unknown}
+        case Remark():
+            remark = Found(
+                leaf=part, kind="remark", text=part.text, verdict="holds", evidence=TRUE, numbers=part.numbers
+            )
+            return {id(part): remark}
+        case _ as never:
+            assert_never(never)
+
+
+def compare(part: Compare, source: Source, settings: Settings) -> Found:
+    """One comparison: the contrast of its rows, with the noise of their scale."""
+    metric = part.metric
+    weights = part.weights()
+    values = {row: source.value(row, metric) for row in weights}
+    absent = [row for row, value in values.items() if value is None]
+    if absent:
+        missing, needs = source.missing(absent, metric)
+        return Found(
+            leaf=part,
+            kind="comparison",
+            text=part.text,
+            verdict="untestable",
+            evidence=decide.NO_EVIDENCE,
+            metric=metric,
+            unit=metric.unit,
+            missing=missing,
+            needs=needs,
+        )
+    known = {row: value for row, value in values.items() if value is not None}
+    estimate = math.fsum(weight * _scaled(known[row], metric) for row, weight in weights.items())
+    scales = {source.rows.entry(row).scale for row in weights}
+    noises = [source.noise(scale, metric) for scale in sorted(scales)]
+    noise = noises[0] if len(noises) == 1 else None
+    std_error = None
+    if noise is not None:
+        std_error = noise.sd * math.sqrt(math.fsum(weight**2 / known[row].n for row, weight in weights.items()))
+    n = min(value.n for value in known.values())
+    one_model = one_model_on_both_sides(part, source)
+    decision = _decision(part, estimate, std_error, None if noise is None else noise.df, n, settings)
+    claimed = (-estimate if metric.better == "less" else estimate) - part.by
+    evidence = decision.evidence
+    if one_model:
+        evidence = TRUE if part.wants != "better" else ONE_MODEL
+    return Found(
+        leaf=part,
+        kind="comparison",
+        text=part.text,
+        verdict=decide.verdict_of(evidence, level=settings.level) if one_model else decision.verdict,
+        evidence=evidence,
+        used=tuple(Used(row=row, value=known[row].mean, n=known[row].n, weight=w) for row, w in weights.items()),
+        metric=metric,
+        unit=metric.unit,
+        estimate=estimate,
+        claimed=claimed,
+        low=decision.low,
+        high=decision.high,
+        p=decision.p,
+        std_error=std_error,
+        df=None if noise is None else noise.df,
+        noise=noise,
+        as_claimed=_points_as_claimed(part, claimed, settings),
+        one_model=one_model,
+        margin=settings.margin_of(metric),
+    )
+
+
+def _points_as_claimed(part: Compare, claimed: float, settings: Settings) -> bool:
+    match part.wants:
+        case "better":
+            return claimed > _ROUNDING if part.by == 0 else claimed >= -_ROUNDING
+        case "not worse":
+            return claimed > -settings.margin_of(part.metric) - _ROUNDING
+        case "same":
+            return abs(claimed) <= settings.margin_of(part.metric) + _ROUNDING
+        case _ as never:
+            assert_never(never)
+
+
+def _scaled(value: Value, metric: Metric) -> float:
+    return math.log(value.mean) if metric.logarithmic else value.mean
+
+
+def _decision(
+    part: Compare | Estimated, estimate: float, std_error: float | None, df: int | None, n: int, settings: Settings
+) -> Decision:
+    """By what the part wants: better, not worse than the margin, or the same."""
+    if isinstance(part, Compare):
+        margin, direction, unit, by = settings.margin_of(part.metric), part.metric.better, part.metric.unit, part.by
+    else:
+        margin, direction, unit, by = part.margin, "less", part.unit, 0.0
+    sign = 1.0 if direction == "less" else -1.0
+    difference = Difference(estimate=estimate, std_error=std_error, df=df, n_a=n, n_b=n, unit=unit)
+    plain = decide.decide(difference, margin=margin, level=settings.level, direction=direction)
+    match part.wants:
+        case "better" if by == 0:
+            return plain
+        case "better" | "not worse":
+            shift = by if part.wants == "better" else -margin
+            shifted = replace(difference, estimate=estimate + sign * shift)
+            evidence = decide.evidence_of(shifted, margin=margin, direction=direction)
+            evidence = replace(evidence, equivalent=1.0)
+        case "same":
+            both = plain.evidence
+            evidence = Evidence(holds=both.equivalent, fails=min(1.0, 2 * min(both.holds, both.fails)), equivalent=1.0)
+        case _ as never:
+            assert_never(never)
+    return replace(plain, evidence=evidence, verdict=decide.verdict_of(evidence, level=settings.level))
+
+
+def one_model_on_both_sides(part: Compare, source: Source) -> bool:
+    """Whether the rows of both sides are the same models by symmetry, trained in the same way."""
+    sides = []
+    for rows in (part.plus, part.minus):
+        known: list[tuple[object, RunSpec]] = []
+        for row in rows:
+            run = source.run(row)
+            if run is None:
+                return False
+            known.append((row, run))
+        sides.append(Counter(_as_trained(run) for _, run in known))
+    return sides[0] == sides[1]
+
+
+def _as_trained(run: RunSpec) -> RunSpec:
+    from hybrid.equivalence import canonical_model
+
+    return replace(run, model=canonical_model(run.model), init_seed=0, data_seed=0)
+
+
+def _quoted(part: Quoted, source: Source, settings: Settings) -> Found:
+    half = 0.5 * 10.0**-part.digits
+    found = compare(replace(part.compare, by=part.value - half), source, settings)
+    if found.claimed is None or found.estimate is None:
+        return replace(found, leaf=part, kind="quoted")
+    size = found.claimed + part.value - half
+    true = size >= part.value - half - _ROUNDING
+    if isinstance(source, PrintedSource):
+        found = replace(
+            found,
+            verdict="holds" if true else "fails",
+            evidence=TRUE if true else FALSE,
+            std_error=None,
+            low=None,
+            high=None,
+            p=None,
+        )
+    return replace(found, leaf=part, kind="quoted", as_claimed=true)
+
+
+def _estimated(part: Estimated, settings: Settings) -> Found:
+    decision = _decision(part, part.estimate, part.std_error, part.df, 1, settings)
+    claimed = -part.estimate
+    return Found(
+        leaf=part,
+        kind="estimate",
+        text=part.text,
+        verdict=decision.verdict,
+        evidence=decision.evidence,
+        unit=part.unit,
+        estimate=part.estimate,
+        claimed=claimed,
+        low=decision.low,
+        high=decision.high,
+        p=decision.p,
+        std_error=part.std_error,
+        df=part.df,
+        as_claimed=claimed > 0 if part.wants == "better" else abs(claimed) <= part.margin,
+        margin=part.margin,
+        numbers=part.numbers,
+    )
+
+
+# --- a claim --------------------------------------------------------------------------------------
+
+
+def _combine(part: Part, found: Mapping[int, Found]) -> Evidence:
+    match part:
+        case All():
+            # What is true without noise adds nothing that has to be corrected for.
+            parts = [evidence for inner in part.parts if (evidence := _combine(inner, found)) != TRUE]
+            return decide.all_of(parts) if parts else TRUE
+        case Any_():
+            return decide.any_of([_combine(inner, found) for inner in part.parts])
+        case _:
+            return found[id(part)].evidence
+
+
+def _judged(found: Sequence[Found], evidence: Evidence, adjusted: Evidence, family: int, settings: Settings) -> Judged:
+    incomplete = any(result.missing is not None for result in found)
+    alone = _with_gaps(decide.verdict_of(evidence, level=settings.level), incomplete)
+    verdict = _with_gaps(decide.verdict_of(adjusted, level=settings.level), incomplete)
+    found = [_with_seeds(result, family, settings) for result in found]
+    return Judged(
+        found=tuple(found),
+        evidence=evidence,
+        adjusted=adjusted,
+        verdict=verdict,
+        alone=alone,
+        decisive=_decisive(found, verdict),
+        seeds_needed=_seeds(found) if verdict == "undecided" else None,
+        family=family,
+    )
+
+
+def _with_gaps(verdict: Verdict, incomplete: bool) -> Verdict:
+    """What is missing may still refute, so that only what is refuted already stands."""
+    return "untestable" if incomplete and verdict in ("undecided", "equivalent") else verdict
+
+
+def _with_seeds(found: Found, family: int, settings: Settings) -> Found:
+    """How many seeds a row would decide this part among all claims, if the difference is what is estimated."""
+    if not found.by_chance or found.claimed is None or found.margin is None or not isinstance(found.leaf, Compare):
+        return found
+    if found.evidence.holds <= (1 - settings.level) / 2 / family or found.std_error is None:
+        return found
+    n = min(used.n for used in found.used)
+    # The contrast as if of two rows: the same standard error from so many runs each.
+    difference = Difference(
+        estimate=found.claimed, std_error=found.std_error, df=found.df, n_a=n, n_b=n, unit=found.unit
+    )
+    seeds = decide.seeds_to_decide(difference, margin=found.margin, level=settings.level, comparisons=max(1, family))
+    return replace(found, seeds_needed=seeds)
+
+
+def _decisive(found: Sequence[Found], verdict: Verdict) -> Found | None:
+    found = [result for result in found if result.kind != "remark"]
+    match verdict:
+        case "untestable":
+            return next(result for result in found if result.missing is not None)
+        case "fails":
+            return min(found, key=lambda result: result.evidence.fails)
+        case "equivalent":
+            return min(found, key=lambda result: result.evidence.equivalent)
+        case "holds" | "undecided":
+            return max(found, key=lambda result: result.evidence.holds)
+        case _ as never:
+            assert_never(never)
+
+
+def _seeds(found: Sequence[Found]) -> int | None:
+    """Seeds a row that would decide the claim if the truth were as estimated.
+
+    If a part points the other way, those that would show the clearest such part; else those that every part needs.
+    """
+    open_parts = [result for result in found if result.by_chance]
+    against = [result.seeds_needed for result in open_parts if result.as_claimed is False]
+    if against:
+        return min((seeds for seeds in against if seeds is not None), default=None)
+    needed = [result.seeds_needed for result in open_parts if result.verdict != "holds" or result.seeds_needed]
+    known = [seeds for seeds in needed if seeds is not None]
+    return max(known, default=None) if len(known) == len(needed) else None

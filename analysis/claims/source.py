@@ -1,0 +1,360 @@
+"""Where the numbers of a claim are read: the paper's printed tables, or the records of a store.
+
+A claim names rows of printed tables. Each is a cell of a sweep of `conf/sweep` (`analysis.reference.compare.places`), so
+that the same names find the records of that sweep.
+"""
+
+import math
+import shlex
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from statistics import fmean
+from typing import Final, final
+
+from analysis import stats
+from analysis.claims.noise import NoiseFloor, SteadyRow, replicate_noise, steady_noise
+from analysis.claims.parts import LENGTHS, METRICS, THROUGHPUT, Metric, Row
+from analysis.load import Group, Results, load
+from analysis.reference.compare import DERIVED, Place, Sweeps, places
+from analysis.reference.findings import NOISE_TABLES
+from analysis.reference.printed import Printed, PrintedRow
+from hybrid.decode import did_you_mean
+from hybrid.equivalence import canonical_model
+from hybrid.spec import ConfigError, ModelSpec, RunSpec
+from sweeps.store import Request, Store
+
+# Tables whose columns follow from no spec, or that say less of a row than others: which cells their rows are.
+_TABLE_5: Final = (
+    *("Llama", "Mamba", "Diff-T", "Diff-M", "Hymba", "scale add joint", "group add joint", "group gate add joint"),
+    *("group diff joint", "group concat joint", "group add separate", "group diff separate"),
+)
+_RATIOS: Final = ("1:1", "1:3", "1:5", "1:12")
+_TABLE_13: Final = (
+    "Llama",
+    *("SWA 1:1", "SWA 1:3", "SWA 1:5", "SWA 1:15", "SWA 0:1", "Mamba"),
+    *(f"Inter-H {ratio}" for ratio in _RATIOS),
+    *(f"Intra-H {ratio}" for ratio in ("1:0", *_RATIOS)),
+)
+_ONLY_AT_EQUAL_FLOPS: Final = ("SWA 1:15", "SWA 0:1")
+PAPER_SCALE: Final = "1B"
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """A printed row: which cell of which sweep it is, at which scale, and what is printed."""
+
+    place: Place
+    scale: str
+    printed: PrintedRow
+
+    @property
+    def budget(self) -> str:
+        """What its tokens are matched by: rows of one table and budget compare like with like."""
+        return str(self.printed.get("budget") or self.printed.get("flops_budget") or "equal_data")
+
+
+@final
+class PaperRows:
+    """The printed rows by name, and the runs that they are."""
+
+    def __init__(self, printed: Printed, sweeps: Sweeps) -> None:
+        self.printed = printed
+        self.sweeps = sweeps
+        self._entries = dict(_entries(printed))
+        self._canonical: dict[Row, ModelSpec] = {}
+
+    def entry(self, row: Row) -> Entry:
+        """Raises ConfigError for a row that there is not: an error of a claim, not of a user."""
+        if row not in self._entries:
+            labels = [known.label for known in self._entries if known.table == row.table]
+            raise ConfigError(f"table {row.table}: has no row {row.label!r}{did_you_mean(row.label, labels)}")
+        return self._entries[row]
+
+    def of(self, table: str, wanted: Callable[[Entry], bool] = lambda entry: True) -> tuple[Row, ...]:
+        """The rows of a table, in printed order, of which `wanted` is true."""
+        return tuple(row for row, entry in self._entries.items() if row.table == table and wanted(entry))
+
+    def __iter__(self) -> Iterator[Row]:
+        return iter(self._entries)
+
+    def run(self, row: Row) -> RunSpec:
+        return self.sweeps.run(self.entry(row).place)
+
+    def model(self, row: Row) -> ModelSpec:
+        """The row's model as everyone would write it: equal for rows that are one model by symmetry."""
+        if row not in self._canonical:
+            self._canonical[row] = canonical_model(self.run(row).model)
+        return self._canonical[row]
+
+    def number(self, row: Row, metric: Metric) -> float | None:
+        """What is printed."""
+        printed = self.entry(row).printed
+        found = [float(printed[name]) for name in metric.columns if printed.get(name) is not None]
+        if metric.average:
+            return fmean(found) if len(found) == len(metric.columns) else None
+        return found[0] if found else None
+
+
+def _entries(printed: Printed) -> Iterator[tuple[Row, Entry]]:
+    for number in (*DERIVED, "5", "13"):
+        table = printed.tables[number]
+        if number in DERIVED:
+            found: Sequence[Place] = places(table)
+        elif number == "5":
+            found = [Place(label=label, sweep="table5", row=label) for label in _TABLE_5]
+        else:
+            found = [
+                Place(
+                    label=label, sweep="table9", row=f"{label} equal FLOPs" if label in _ONLY_AT_EQUAL_FLOPS else label
+                )
+                for label in _TABLE_13
+            ]
+        for place, row in zip(found, table.rows, strict=True):
+            if number == "14/15":
+                row = {**row, "flops_budget": f"{float(row['flops']):g}"}  # of Tables 14 and 15 it is given
+            scale = str(row.get("sizes") or row.get("size") or ("350M" if number == "10" else PAPER_SCALE))
+            yield Row(number, place.label), Entry(place=place, scale=scale, printed=row)
+
+
+# --- sources --------------------------------------------------------------------------------------
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Value:
+    """The metric of a row: the mean of `n` runs."""
+
+    mean: float
+    n: int
+
+
+class Source(ABC):
+    """Gives the number of a row, and how far runs of one row lie apart."""
+
+    name: str
+    rows: PaperRows
+
+    @abstractmethod
+    def value(self, row: Row, metric: Metric) -> Value | None:
+        """None where it is not printed, or not recorded."""
+
+    @abstractmethod
+    def noise(self, scale: str, metric: Metric) -> NoiseFloor | None:
+        """None where nothing is known of it."""
+
+    @abstractmethod
+    def run(self, row: Row) -> RunSpec | None:
+        """What was run; None where that is not known yet."""
+
+    def covers(self, row: Row) -> bool:
+        """Whether this source is about that row at all."""
+        return True
+
+    @abstractmethod
+    def missing(self, rows: Sequence[Row], metric: Metric) -> tuple[str, str]:
+        """What is missing of these rows, and what would give it."""
+
+    @cached_property
+    def replicas(self) -> Mapping[str, tuple[tuple[Row, ...], ...]]:
+        """By scale, the printed rows that are one model by symmetry, as the tables of variants have them."""
+        found: dict[str, tuple[tuple[Row, ...], ...]] = {}
+        for table, scale in NOISE_TABLES.items():
+            classes: dict[ModelSpec, list[Row]] = {}
+            for row in self.rows.of(table):
+                classes.setdefault(self.rows.model(row), []).append(row)
+            found[scale] = tuple(tuple(rows) for rows in classes.values() if len(rows) > 1)
+        return found
+
+    @cached_property
+    def steady(self) -> tuple[Row, ...]:
+        """Rows with printed throughput whose decoding costs the same at every length of `LENGTHS`."""
+        return tuple(row for row in self.rows.of("13") if _is_steady(self.rows.run(row).model))
+
+
+def _is_steady(model: ModelSpec) -> bool:
+    from hybrid.decode_cost import decode_cost
+
+    costs = {decode_cost(model, batch=1, length=length, element_bytes=2) for length in LENGTHS}
+    return len(costs) == 1
+
+
+@final
+class PrintedSource(Source):
+    """The numbers that the paper prints: one run a row, so that the noise has to come from replicates among them.
+
+    `numbers` replaces printed ones: for tests and simulations.
+    """
+
+    def __init__(self, rows: PaperRows, numbers: Mapping[tuple[Row, Metric], float] | None = None) -> None:
+        self.name = "paper"
+        self.rows = rows
+        self._numbers = numbers or {}
+        self._noise: dict[tuple[str, str], NoiseFloor | None] = {}
+
+    def value(self, row: Row, metric: Metric) -> Value | None:
+        number = self._numbers.get((row, metric))
+        if number is None:
+            number = self.rows.number(row, metric)
+        return None if number is None else Value(mean=number, n=1)
+
+    def noise(self, scale: str, metric: Metric) -> NoiseFloor | None:
+        key = (scale, "throughput" if metric.logarithmic else metric.name)
+        if key not in self._noise:
+            self._noise[key] = self._find_noise(scale, metric)
+        return self._noise[key]
+
+    def _find_noise(self, scale: str, metric: Metric) -> NoiseFloor | None:
+        if metric.logarithmic:
+            steady = [
+                SteadyRow(
+                    row=row,
+                    points=tuple(
+                        (length, value.mean) for length in LENGTHS if (value := self.value(row, THROUGHPUT[length]))
+                    ),
+                )
+                for row in self.steady
+            ]
+            return steady_noise(steady)
+        if scale not in self.replicas:
+            return None
+        samples = {
+            row: value.mean
+            for rows in self.replicas[scale]
+            for row in rows
+            if (value := self.value(row, metric)) is not None
+        }
+        return replicate_noise(scale, metric, self.replicas[scale], samples)
+
+    def run(self, row: Row) -> RunSpec | None:
+        return self.rows.run(row)
+
+    def missing(self, rows: Sequence[Row], metric: Metric) -> tuple[str, str]:
+        return f"the paper prints no {metric.label} of {rows[0].label}", _command(self.rows.entry(rows[0]).place, ())
+
+
+@final
+class StoreSource(Source):
+    """Records of requests in a store: the mean over seeds, and the spread between them pooled over all rows of a scale.
+
+    `overrides` are those that the requests were asked for with, beside a row's own. With `scale=` among them, rows
+    that the paper has at 1B are read at that scale, and its other scales are left out.
+    """
+
+    def __init__(self, rows: PaperRows, store: Store, overrides: Sequence[str] = ()) -> None:
+        self.name = "store"
+        self.rows = rows
+        self._store = store
+        self._overrides = tuple(sorted(overrides))
+        self._scaled = any(text.startswith("scale=") for text in overrides)
+        self._requests = tuple(store.requests())
+        self._results: dict[tuple[str, tuple[str, ...]], tuple[Results, ...]] = {}
+        self._noise: dict[tuple[str, str], NoiseFloor | None] = {}
+
+    @property
+    def empty(self) -> bool:
+        return not self._requests
+
+    def covers(self, row: Row) -> bool:
+        return not self._scaled or self.rows.entry(row).scale == PAPER_SCALE
+
+    def value(self, row: Row, metric: Metric) -> Value | None:
+        numbers = self._numbers(row, metric)
+        return Value(mean=fmean(numbers), n=len(numbers)) if numbers else None
+
+    def noise(self, scale: str, metric: Metric) -> NoiseFloor | None:
+        key = (scale, metric.name)
+        if key not in self._noise:
+            self._noise[key] = self._find_noise(scale, metric)
+        return self._noise[key]
+
+    def _find_noise(self, scale: str, metric: Metric) -> NoiseFloor | None:
+        """Each run once: rows of several tables may be the same runs."""
+        seen: set[str] = set()
+        samples: list[list[float]] = []
+        rows = 0
+        for row in self.rows:
+            if self.rows.entry(row).scale != scale or (group := self._group(row)) is None:
+                continue
+            fresh = [cell for cell in group.done if cell.run_id not in seen]
+            seen |= {cell.run_id for cell in fresh if cell.run_id is not None}
+            numbers = [number for cell in fresh if (number := _recorded(cell.number, metric)) is not None]
+            if metric.logarithmic:
+                numbers = [math.log(number) for number in numbers if number > 0]
+            if len(numbers) > 1:
+                samples.append(numbers)
+                rows += 1
+        pooled = stats.pool(samples)
+        if pooled.sd is None:
+            return None
+        return NoiseFloor(
+            sd=pooled.sd,
+            df=pooled.df,
+            unit="log" if metric.logarithmic else metric.unit,
+            source=f"seeds of {rows} row{'' if rows == 1 else 's'} in the store, pooled",
+        )
+
+    def run(self, row: Row) -> RunSpec | None:
+        group = self._group(row)
+        return next(iter(group.specs), None) if group is not None else None
+
+    def missing(self, rows: Sequence[Row], metric: Metric) -> tuple[str, str]:
+        place = self.rows.entry(rows[0]).place
+        others = f" and {len(rows) - 1} more" if len(rows) > 1 else ""
+        done = self._group(rows[0])
+        if done is not None and done.done:
+            return (
+                f"no run of row {place.row!r}{others} has recorded {metric.label}",
+                f"an evaluation of {metric.label}",
+            )
+        return f"the store has no finished run of row {place.row!r}{others} of {place.sweep}", _command(
+            place, self._overrides
+        )
+
+    def _numbers(self, row: Row, metric: Metric) -> list[float]:
+        group = self._group(row)
+        if group is None:
+            return []
+        return [number for cell in group.done if (number := _recorded(cell.number, metric)) is not None]
+
+    def _group(self, row: Row) -> Group | None:
+        """The row's runs, in the newest request that has any."""
+        if not self.covers(row):
+            return None
+        place = self.rows.entry(row).place
+        own = () if self._scaled else place.overrides
+        for results in self._asked(place.sweep, tuple(sorted((*own, *self._overrides)))):
+            for group in results.groups:
+                if group.row == place.row and all(str(group.axes.get(key)) == str(value) for key, value in place.axes):
+                    return group
+        return None
+
+    def _asked(self, sweep: str, overrides: tuple[str, ...]) -> tuple[Results, ...]:
+        key = (sweep, overrides)
+        if key not in self._results:
+            fitting = [request for request in self._requests if _fits(request, sweep, overrides)]
+            self._results[key] = tuple(load(self._store, request) for request in reversed(fitting) if request.cells)
+        return self._results[key]
+
+
+_NOT_THE_RUNS: Final = ("sweep.seeds=", "sweep.only=", "plan.", "exec.", "store.", "notify.", "hydra")
+
+
+def _fits(request: Request, sweep: str, overrides: tuple[str, ...]) -> bool:
+    """Whether a request is of these runs, whatever its seeds and wherever it ran."""
+    asked = tuple(sorted(text for text in request.overrides if not text.startswith(_NOT_THE_RUNS)))
+    return request.sweep == sweep and asked == overrides
+
+
+def _recorded(number: Callable[[str], float | None], metric: Metric) -> float | None:
+    return None if metric.recorded is None else number(metric.recorded)
+
+
+def _command(place: Place, overrides: Sequence[str]) -> str:
+    own = () if any(text.startswith("scale=") for text in overrides) else place.overrides
+    return shlex.join(["python", "run.py", "-m", f"+sweep={place.sweep}", *own, *overrides, "sweep.seeds=3"])
+
+
+__all__ = ["METRICS", "Entry", "PaperRows", "PrintedSource", "Source", "StoreSource", "Value"]
