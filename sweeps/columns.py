@@ -132,7 +132,7 @@ class Table:
         column = self.columns.get(key)
         return [ABSENT] * self.n_rows if column is None else column.values
 
-    def take(self, rows: "Sequence[int] | NDArray[np.intp]") -> "Table":
+    def take(self, rows: "Sequence[int] | NDArray[np.integer[Any]]") -> "Table":
         """These rows, in this order."""
         import numpy as np
 

@@ -149,7 +149,7 @@ class Index:
         return self.eval_records(run_id).get(eval_id)
 
     def eval_records(self, run_id: str) -> Mapping[str, Mapping[str, Any]]:
-        """The records of a final run's evaluations that are there and whole, by their ids."""
+        """The records of a final run's evaluations by their ids, in order; those that cannot be read are left out."""
         at = self._rows.get(run_id)
         found = {} if at is None else {id_: _nested(sections, at) for id_, sections in self._eval_sections.items()}
         return {eval_id: record for eval_id, record in found.items() if record}
@@ -187,7 +187,7 @@ class Index:
         import numpy as np
 
         asked = list(dict.fromkeys(run_ids))
-        only = None if names is None else {(name,) for name in names}
+        only: set[Key] | None = None if names is None else {(name,) for name in names}
         shards: dict[str, list[str]] = {}
         for run_id in asked:
             shards.setdefault(run_id[:2], []).append(run_id)
@@ -333,7 +333,7 @@ class Index:
 
     @cached_property
     def _eval_sections(self) -> "dict[str, _Sections]":
-        ids = dict.fromkeys(key[1] for key in self._table.columns if key[0] == _EVALS)
+        ids = sorted({key[1] for key in self._table.columns if key[0] == _EVALS})
         return {
             eval_id: _by_section(
                 {key[2:]: key for key in self._table.columns if key[:2] == (_EVALS, eval_id)}, self._table

@@ -37,10 +37,10 @@ from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal, TypeGuard
+from typing import Any, Literal, Protocol, TypeGuard
 
 from hybrid.checkpoint_files import point_steps, saved_steps
-from hybrid.decode import canonical_json, digest
+from hybrid.decode import canonical_json, decode, digest
 from hybrid.durable import inherit_group_write, let_group_write, make_dir, sync_dir
 from hybrid.spec import ConfigError, RunSpec
 from sweeps.identity import run_id as identify
@@ -295,6 +295,25 @@ def _start(entry: Mapping[str, Any]) -> Start | None:
     return None
 
 
+class Records(Protocol):
+    """What tells of runs: a store, or its index (`sweeps.index`), which knows those that are final by heart.
+
+    What it returns is not to be changed.
+    """
+
+    def status(self, run_id: str) -> Status: ...
+
+    def record(self, run_id: str) -> Mapping[str, Any] | None: ...
+
+    def eval_records(self, run_id: str) -> Mapping[str, Mapping[str, Any]]: ...
+
+    def spec(self, run_id: str) -> Mapping[str, Any] | None: ...
+
+    def run_spec(self, run_id: str) -> RunSpec | None: ...
+
+    def metrics(self, run_id: str) -> list[dict[str, Any]]: ...
+
+
 class Store:
     """A results store under `root`; checkpoints and data shards may live elsewhere."""
 
@@ -406,6 +425,17 @@ class Store:
         """The run's canonical spec as plain data; None where the run is not known."""
         return read_json(self.spec_path(run_id))
 
+    def run_spec(self, run_id: str) -> RunSpec | None:
+        """The run's spec, of its record if it has one; None where the run is not known.
+
+        Raises ConfigError where this code cannot read it, StoreError where it is damaged.
+        """
+        plain = None
+        with contextlib.suppress(StoreError):
+            plain = (self.record(run_id) or {}).get("spec")
+        plain = plain or self.spec(run_id)
+        return None if plain is None else decode(RunSpec, plain, "spec")
+
     def record(self, run_id: str) -> dict[str, Any] | None:
         """The run's record; None unless it is done or diverged. Raises StoreError where it is damaged or of a newer
         schema."""
@@ -418,6 +448,15 @@ class Store:
     def eval_record(self, run_id: str, eval_id: str) -> dict[str, Any] | None:
         """An evaluation's record; None where it was not made."""
         return self._record(self.eval_record_path(run_id, eval_id), "run_id", "metrics")
+
+    def eval_records(self, run_id: str) -> dict[str, dict[str, Any]]:
+        """The records of the run's evaluations by their ids, in order; those that cannot be read are left out."""
+        found: dict[str, dict[str, Any]] = {}
+        for entry in sorted(_entries(self.run_dir(run_id) / "evals"), key=lambda entry: entry.name):
+            with contextlib.suppress(StoreError):
+                record = self.eval_record(run_id, entry.name)
+                found |= {} if record is None else {entry.name: record}
+        return found
 
     def publish_eval_record(self, run_id: str, eval_id: str, record: Mapping[str, Any]) -> bool:
         """Publish an evaluation's record; False where another copy was first."""

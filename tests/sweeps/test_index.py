@@ -90,6 +90,9 @@ class Kept:
             assert found.status(run_id) == self.store.status(run_id)
             assert said(found.record, run_id) == said(self.store.record, run_id)
             assert found.spec(run_id) == self.store.spec(run_id)
+            assert said(found.run_spec, run_id) == said(self.store.run_spec, run_id)
+            if found.status(run_id) in ("done", "diverged"):
+                assert list(found.eval_records(run_id).items()) == list(self.store.eval_records(run_id).items())
             assert found.metrics(run_id) == self.store.metrics(run_id)
         return found
 
