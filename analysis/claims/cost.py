@@ -75,8 +75,8 @@ def mamba_has_more_parameters(source: Source) -> Part:
         if not _about(Fraction(printed, attention), 2.5, 1):
             remarks.append(
                 Remark(
-                    text=f"the formula that Table 1 prints for Mamba gives {printed / 1e6:.1f}M, {printed / attention:.2f} "
-                    f"times attention's, not {recurrent / 1e6:.1f}M",
+                    text=f"the formula that Table 1 prints for Mamba gives {printed / 1e6:.1f}M, "
+                    f"{printed / attention:.2f} times attention's, not {recurrent / 1e6:.1f}M",
                     numbers={"Table 1 formula": printed},
                 )
             )
@@ -141,7 +141,7 @@ def ratios_are_about_one_to_five(source: Source) -> Part:
     for name, first, printed in (("SWA", "A", (3, 13)), ("Inter-H", "A", (2, 11)), ("Intra-H", "I", (2, 11))):
         layout = layout_of(_run(source, name).model)
         n = layout.count(first)
-        nearest = min(range(1, len(layout)), key=lambda k, depth=len(layout): abs(Fraction(k, depth) - Fraction(1, 6)))
+        nearest = max(1, round(Fraction(len(layout), 6)))
         found.append(
             Exact(
                 text=f"{name} has {printed[0]}:{printed[1]} blocks, about 1:5",

@@ -1,12 +1,14 @@
 """Verdicts: every part of every claim against a source, one claim alone, then all together.
 
-Family-wise: Holm's adjustment runs over the claims that noise can decide, so that the probability of any false "holds"
-is at most (1 - level) / 2. What is arithmetic needs no correction and enters none.
+To say that a claim holds, it has to hold among all that are judged with it: Holm's adjustment runs over the claims that
+noise can decide, so that the probability of any false "holds" is at most (1 - level) / 2. To doubt one of many claims
+needs no correction for the others: "fails" and "equivalent" are judged claim by claim, with the same error each, and
+corrected for the parts of the claim alone. What is arithmetic needs no correction and enters none.
 """
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Final, Literal, assert_never, final
 
@@ -54,7 +56,8 @@ class Found:
 
     `estimate` is signed as the part has it (of logarithms where the metric is compared by ratios), `claimed` how far it
     lies on the claimed side; `verdict` is the part's own, with nothing corrected. `as_claimed` is the sign alone.
-    `one_model`: both sides are one model by symmetry, so that they differ by chance alone.
+    `one_model`: both sides are one model by symmetry, so that they differ by chance alone. `alternative`: it is one of
+    several of which one is enough.
     """
 
     leaf: Leaf
@@ -80,6 +83,7 @@ class Found:
     missing: str | None = None
     needs: str | None = None
     numbers: Mapping[str, object] | None = None
+    alternative: bool = False
 
     @property
     def by_chance(self) -> bool:
@@ -92,10 +96,13 @@ class Found:
 class Judged:
     """A claim's parts with what was found, their evidence together, and that adjusted for the claims judged with it.
 
-    `alone` is the verdict without that adjustment. `decisive` is the part that the verdict turns on.
+    `alone` is the verdict without that adjustment. `decisive` is the part that the verdict turns on. Of `n_parts` that
+    must all be so, `n_as_claimed` point that way.
     """
 
     found: tuple[Found, ...]
+    n_parts: int
+    n_as_claimed: int
     evidence: Evidence
     adjusted: Evidence
     verdict: Verdict
@@ -126,12 +133,13 @@ def judge(parts: Mapping[str, Part], source: Source, settings: Settings) -> dict
     adjusted = dict(zip(family, decide.adjusted([evidence[name] for name in family]), strict=True))
     judged: dict[str, Judged] = {}
     for name in parts:
-        if name not in found:
+        part = kept[name]
+        if part is None:
             judged[name] = _left_out(name, len(family))
-            continue
-        judged[name] = _judged(
-            list(found[name].values()), evidence[name], adjusted.get(name, evidence[name]), len(family), settings
-        )
+        else:
+            judged[name] = _judged(
+                part, found[name], evidence[name], adjusted.get(name, evidence[name]), len(family), settings
+            )
     return judged
 
 
@@ -148,6 +156,8 @@ def _left_out(name: str, family: int) -> Judged:
     )
     return Judged(
         found=(unknown,),
+        n_parts=0,
+        n_as_claimed=0,
         evidence=none,
         adjusted=none,
         verdict="untestable",
@@ -178,8 +188,14 @@ def covered(part: Part, source: Source) -> Part | None:
 def _find(part: Part, source: Source, settings: Settings) -> dict[int, Found]:
     """What is found of every leaf, by its identity."""
     match part:
-        case All() | Any_():
+        case All():
             return {key: found for inner in part.parts for key, found in _find(inner, source, settings).items()}
+        case Any_():
+            return {
+                key: replace(found, alternative=True)
+                for inner in part.parts
+                for key, found in _find(inner, source, settings).items()
+            }
         case Compare():
             return {id(part): compare(part, source, settings)}
         case Quoted():
@@ -395,19 +411,33 @@ def _combine(part: Part, found: Mapping[int, Found]) -> Evidence:
             return found[id(part)].evidence
 
 
-def _judged(found: Sequence[Found], evidence: Evidence, adjusted: Evidence, family: int, settings: Settings) -> Judged:
-    incomplete = any(result.missing is not None for result in found)
+def _judged(
+    part: Part,
+    found: Mapping[int, Found],
+    evidence: Evidence,
+    adjusted: Evidence,
+    family: int,
+    settings: Settings,
+) -> Judged:
+    incomplete = any(result.missing is not None for result in found.values())
     alone = _with_gaps(decide.verdict_of(evidence, level=settings.level), incomplete)
-    verdict = _with_gaps(decide.verdict_of(adjusted, level=settings.level), incomplete)
-    found = [_with_seeds(result, family, settings) for result in found]
+    among = replace(evidence, holds=adjusted.holds)
+    verdict = _with_gaps(decide.verdict_of(among, level=settings.level), incomplete)
+    if verdict == "undecided":
+        found = {key: _with_seeds(result, len(found), family, settings) for key, result in found.items()}
+    inner = part.parts if isinstance(part, All) else (part,)
+    signs = [_points(p, found) for p in inner if not isinstance(p, Remark | Unknown)]
+    seeds = _seeds(part, found) if verdict == "undecided" else math.inf
     return Judged(
-        found=tuple(found),
+        found=tuple(found.values()),
+        n_parts=len(signs),
+        n_as_claimed=sum(signs),
         evidence=evidence,
         adjusted=adjusted,
         verdict=verdict,
         alone=alone,
-        decisive=_decisive(found, verdict),
-        seeds_needed=_seeds(found) if verdict == "undecided" else None,
+        decisive=_decisive(part, found, verdict),
+        seeds_needed=None if math.isinf(seeds) else int(seeds),
         family=family,
     )
 
@@ -417,45 +447,79 @@ def _with_gaps(verdict: Verdict, incomplete: bool) -> Verdict:
     return "untestable" if incomplete and verdict in ("undecided", "equivalent") else verdict
 
 
-def _with_seeds(found: Found, family: int, settings: Settings) -> Found:
-    """How many seeds a row would decide this part among all claims, if the difference is what is estimated."""
+def _with_seeds(found: Found, parts: int, family: int, settings: Settings) -> Found:
+    """How many seeds a row would decide this part, if the difference is what is estimated.
+
+    Among all claims where it points as claimed, among the parts of its own where it does not.
+    """
     if not found.by_chance or found.claimed is None or found.margin is None or not isinstance(found.leaf, Compare):
         return found
-    if found.evidence.holds <= (1 - settings.level) / 2 / family or found.std_error is None:
-        return found
     n = min(used.n for used in found.used)
+    error = (1 - settings.level) / 2
+    if found.evidence.holds <= error / family or found.evidence.fails <= error / parts:
+        return replace(found, seeds_needed=n)
     # The contrast as if of two rows: the same standard error from so many runs each.
     difference = Difference(
         estimate=found.claimed, std_error=found.std_error, df=found.df, n_a=n, n_b=n, unit=found.unit
     )
-    seeds = decide.seeds_to_decide(difference, margin=found.margin, level=settings.level, comparisons=max(1, family))
+    seeds = decide.seeds_to_decide(
+        difference,
+        margin=found.margin,
+        level=settings.level,
+        comparisons=max(1, family if found.as_claimed else parts),
+    )
     return replace(found, seeds_needed=seeds)
 
 
-def _decisive(found: Sequence[Found], verdict: Verdict) -> Found | None:
-    found = [result for result in found if result.kind != "remark"]
-    match verdict:
-        case "untestable":
-            return next(result for result in found if result.missing is not None)
-        case "fails":
-            return min(found, key=lambda result: result.evidence.fails)
-        case "equivalent":
-            return min(found, key=lambda result: result.evidence.equivalent)
-        case "holds" | "undecided":
-            return max(found, key=lambda result: result.evidence.holds)
-        case _ as never:
-            assert_never(never)
+def _points(part: Part, found: Mapping[int, Found]) -> bool:
+    """Whether the numbers are as claimed, noise aside."""
+    match part:
+        case All():
+            return all(_points(inner, found) for inner in part.parts)
+        case Any_():
+            return any(_points(inner, found) for inner in part.parts)
+        case _:
+            return found[id(part)].as_claimed is not False
 
 
-def _seeds(found: Sequence[Found]) -> int | None:
-    """Seeds a row that would decide the claim if the truth were as estimated.
+def _seeds(part: Part, found: Mapping[int, Found]) -> float:
+    """Seeds a row that would decide it if the truth were as estimated: infinite where none would.
 
-    If a part points the other way, those that would show the clearest such part; else those that every part needs.
+    A conjunction needs those of every part, or those of the clearest part that points the other way; a disjunction the
+    reverse.
     """
-    open_parts = [result for result in found if result.by_chance]
-    against = [result.seeds_needed for result in open_parts if result.as_claimed is False]
-    if against:
-        return min((seeds for seeds in against if seeds is not None), default=None)
-    needed = [result.seeds_needed for result in open_parts if result.verdict != "holds" or result.seeds_needed]
-    known = [seeds for seeds in needed if seeds is not None]
-    return max(known, default=None) if len(known) == len(needed) else None
+    match part:
+        case All() | Any_():
+            wanted = isinstance(part, Any_)
+            turning = [inner for inner in part.parts if _points(inner, found) is wanted]
+            if turning:
+                return min(_seeds(inner, found) for inner in turning)
+            return max(_seeds(inner, found) for inner in part.parts)
+        case _:
+            result = found[id(part)]
+            if not result.by_chance:
+                return 1.0
+            return math.inf if result.seeds_needed is None else float(result.seeds_needed)
+
+
+def _decisive(part: Part, found: Mapping[int, Found], verdict: Verdict) -> Found | None:
+    """The leaf that the verdict turns on: of a conjunction the weakest where it holds, the strongest where it fails."""
+    if verdict == "untestable":
+        return next(result for result in found.values() if result.missing is not None)
+    leaf: Part = part
+    while isinstance(leaf, All | Any_):
+        inner = [p for p in leaf.parts if not isinstance(p, Remark)]
+        weakest = isinstance(leaf, All) is (verdict in ("holds", "undecided"))
+        pick = max if weakest else min
+        leaf = pick(inner, key=lambda p: _strength(_combine(p, found), verdict))
+    return found[id(leaf)]
+
+
+def _strength(evidence: Evidence, verdict: Verdict) -> float:
+    match verdict:
+        case "fails":
+            return evidence.fails
+        case "equivalent":
+            return evidence.equivalent
+        case _:
+            return evidence.holds
