@@ -25,6 +25,7 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, final
 
+from hybrid.checkpoint_files import RUN_RECORD, RUNS
 from hybrid.decode import decode
 from hybrid.durable import make_dir
 from hybrid.spec import RunSpec
@@ -212,7 +213,7 @@ class Index:
         kept: dict[str, _Stamp] = {}
         found: dict[str, _Found] = {}
         unfinished: set[str] = set()
-        for entry in _run_entries(self.store.root / "runs"):
+        for entry in _run_entries(self.store.root / RUNS):
             run_id = entry.name
             stamp = known.get(run_id)
             try:
@@ -449,7 +450,7 @@ def _look(store: Store, run_id: str, path: str) -> _Found | None:
     """
     directory, evals_ns = os.stat(path), _evals_ns(path)
     try:
-        file = os.stat(f"{path}/record.json")
+        file = os.stat(f"{path}/{RUN_RECORD}")
         record = store.record(run_id)
     except (FileNotFoundError, StoreError):
         return None

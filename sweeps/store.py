@@ -39,7 +39,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeGuard
 
-from hybrid.checkpoint_files import point_steps, saved_steps
+from hybrid.checkpoint_files import RUN_RECORD, RUNS, point_steps, run_place, saved_steps, weights_file
 from hybrid.decode import canonical_json, decode, digest
 from hybrid.durable import inherit_group_write, let_group_write, make_dir, sync_dir
 from hybrid.spec import ConfigError, RunSpec
@@ -325,13 +325,13 @@ class Store:
     # --- paths ---
 
     def run_dir(self, run_id: str) -> Path:
-        return self.root.joinpath("runs", run_id[:2], run_id)
+        return run_place(self.root / RUNS, run_id)
 
     def spec_path(self, run_id: str) -> Path:
         return self.run_dir(run_id) / "spec.json"
 
     def record_path(self, run_id: str) -> Path:
-        return self.run_dir(run_id) / "record.json"
+        return self.run_dir(run_id) / RUN_RECORD
 
     def attempts(self, run_id: str) -> Attempts:
         return Attempts(of=run_id, directory=self.run_dir(run_id) / "attempts")
@@ -343,11 +343,11 @@ class Store:
         return self.run_dir(run_id) / "evals" / eval_id / "record.json"
 
     def checkpoints_dir(self, run_id: str) -> Path:
-        return self.checkpoints_root / run_id[:2] / run_id
+        return run_place(self.checkpoints_root, run_id)
 
     def weights_path(self, run_id: str, attempt: int) -> Path:
         """The final weights that an attempt wrote; those of the run are its record's `attempt`."""
-        return self.checkpoints_dir(run_id) / f"final-a{attempt:03d}.safetensors"
+        return self.checkpoints_dir(run_id) / weights_file(attempt)
 
     def trunk_dir(self, trunk_id: str) -> Path:
         return self.root / "trunks" / trunk_id[:2] / trunk_id
