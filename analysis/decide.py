@@ -81,10 +81,12 @@ def decide(
     level: float = LEVEL,
     direction: Direction = "less",
     comparisons: int = 1,
+    seeds: bool = True,
 ) -> Decision:
     """What one difference shows of the claim that a is `direction` than b.
 
     `comparisons` divides the error among as many (Bonferroni), for the interval, the verdict and `seeds_needed` alike.
+    Without `seeds` those needed are not worked out, which takes a few milliseconds.
     """
     evidence = evidence_of(difference, margin=margin, direction=direction)
     if difference.std_error is None:
@@ -99,7 +101,7 @@ def decide(
         evidence=evidence,
         seeds_needed=(
             seeds_to_decide(difference, margin=margin, level=level, comparisons=comparisons)
-            if verdict == "undecided"
+            if seeds and verdict == "undecided"
             else None
         ),
     )

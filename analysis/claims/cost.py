@@ -1,5 +1,6 @@
 """Claims about costs: exact, computed from our specs in the paper's convention, without noise."""
 
+from decimal import Decimal
 from fractions import Fraction
 from typing import Final
 
@@ -21,7 +22,7 @@ def _flops(source: Source, row: str) -> int:
 
 
 def _about(value: Fraction | float, quoted: float, digits: int) -> bool:
-    return agrees(Fraction(str(quoted)).limit_denominator(10**6), digits, Fraction(value))
+    return agrees(Decimal(str(quoted)), digits, Fraction(value))
 
 
 def llama_takes_more_flops(source: Source) -> Part:
@@ -146,7 +147,7 @@ def ratios_are_about_one_to_five(source: Source) -> Part:
             Exact(
                 text=f"{name} has {printed[0]}:{printed[1]} blocks, about 1:5",
                 true=(n, len(layout) - n) == printed and n == nearest,
-                found=f"{n}:{len(layout) - n}, 1:{(len(layout) - n) / n:.2f}; {nearest} of {len(layout)} is nearest to 1:5",
+                found=f"{n}:{len(layout) - n}, 1:{(len(layout) - n) / n:.2f}; {nearest} of {len(layout)} is nearest",
                 numbers={"blocks of the first kind": n, "others": len(layout) - n},
             )
         )
@@ -214,7 +215,7 @@ def heads_are_halved(source: Source) -> Part:
                 text=f"{row.label} has half the heads and half the widths in every block",
                 true=len(mixers) == 1 and all(share == Fraction(1, 2) for share in shares),
                 found=f"{ours[0]} of {full[0]} heads; d_qk {ours[1]} of {full[1]} ({float(shares[1]):.0%}), d_ssm "
-                f"{ours[2]} of {full[2]} ({float(shares[2]):.0%}): the widths with which the printed parameters come out",
+                f"{ours[2]} of {full[2]} ({float(shares[2]):.0%}): with these the printed parameters come out",
                 numbers={"heads": ours[0], "d_qk": ours[1], "d_ssm": ours[2]},
             )
         )

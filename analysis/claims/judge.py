@@ -30,7 +30,6 @@ from analysis.claims.parts import (
 )
 from analysis.claims.source import PrintedSource, Source, Value
 from analysis.decide import Decision, Difference, Evidence, Verdict
-from hybrid.spec import RunSpec
 
 TRUE: Final = Evidence(holds=0.0, fails=1.0, equivalent=1.0)
 FALSE: Final = Evidence(holds=1.0, fails=0.0, equivalent=1.0)
@@ -56,8 +55,8 @@ class Found:
 
     `estimate` is signed as the part has it (of logarithms where the metric is compared by ratios), `claimed` how far it
     lies on the claimed side; `verdict` is the part's own, with nothing corrected. `as_claimed` is the sign alone.
-    `one_model`: both sides are one model by symmetry, so that they differ by chance alone. `alternative`: it is one of
-    several of which one is enough.
+    `one_model`: both sides are one model by symmetry, so that they differ by chance alone. `group`: those of one number
+    are alternatives, of which one is enough.
     """
 
     leaf: Leaf
@@ -83,7 +82,7 @@ class Found:
     missing: str | None = None
     needs: str | None = None
     numbers: Mapping[str, object] | None = None
-    alternative: bool = False
+    group: int | None = None
 
     @property
     def by_chance(self) -> bool:
@@ -192,7 +191,7 @@ def _find(part: Part, source: Source, settings: Settings) -> dict[int, Found]:
             return {key: found for inner in part.parts for key, found in _find(inner, source, settings).items()}
         case Any_():
             return {
-                key: replace(found, alternative=True)
+                key: replace(found, group=id(part))
                 for inner in part.parts
                 for key, found in _find(inner, source, settings).items()
             }
@@ -316,7 +315,7 @@ def _decision(
         margin, direction, unit, by = part.margin, "less", part.unit, 0.0
     sign = 1.0 if direction == "less" else -1.0
     difference = Difference(estimate=estimate, std_error=std_error, df=df, n_a=n, n_b=n, unit=unit)
-    plain = decide.decide(difference, margin=margin, level=settings.level, direction=direction)
+    plain = decide.decide(difference, margin=margin, level=settings.level, direction=direction, seeds=False)
     match part.wants:
         case "better" if by == 0:
             return plain
@@ -335,22 +334,8 @@ def _decision(
 
 def one_model_on_both_sides(part: Compare, source: Source) -> bool:
     """Whether the rows of both sides are the same models by symmetry, trained in the same way."""
-    sides = []
-    for rows in (part.plus, part.minus):
-        known: list[tuple[object, RunSpec]] = []
-        for row in rows:
-            run = source.run(row)
-            if run is None:
-                return False
-            known.append((row, run))
-        sides.append(Counter(_as_trained(run) for _, run in known))
-    return sides[0] == sides[1]
-
-
-def _as_trained(run: RunSpec) -> RunSpec:
-    from hybrid.equivalence import canonical_model
-
-    return replace(run, model=canonical_model(run.model), init_seed=0, data_seed=0)
+    sides = [[source.trained(row) for row in rows] for rows in (part.plus, part.minus)]
+    return None not in (*sides[0], *sides[1]) and Counter(sides[0]) == Counter(sides[1])
 
 
 def _quoted(part: Quoted, source: Source, settings: Settings) -> Found:

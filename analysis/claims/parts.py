@@ -14,8 +14,8 @@ LENGTHS: Final = (2048, 4096, 8192, 16384, 32768)
 class Metric:
     """A number of a row: the columns that print it, the metric that a run records, and what is too small to matter.
 
-    Throughputs are compared by their ratios: `logarithmic`, and `margin` is then of the logarithm. `average`: the mean of
-    all columns is meant, else the first that is printed.
+    Throughputs are compared by their ratios: `logarithmic`, and `margin` is then of the logarithm. `average`: the mean
+    of all columns is meant, else the first that is printed.
     """
 
     name: str

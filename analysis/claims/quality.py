@@ -39,14 +39,14 @@ def _against(ours: Sequence[Row], theirs: Sequence[Row], metrics: Sequence[Metri
 # --- main results ---------------------------------------------------------------------------------
 
 
-def hybrids_gain_up_to(source: Source) -> Part:
+def hybrids_gain_up_to(_: Source) -> Part:
     hybrids = [_table2(name, equal_flops=True) for name in ("Inter-H", "Intra-H")]
     homogeneous = [_table2(name, equal_flops=True) for name in ("Llama", "Mamba")]
     comparisons = _against(hybrids, homogeneous, [ACCURACY], _FLOPS)
     return all_of([*comparisons, any_of([Quoted(compare=c, value=2.9, digits=1) for c in comparisons])])
 
 
-def hybrids_beat_windows(source: Source) -> Part:
+def hybrids_beat_windows(_: Source) -> Part:
     return all_of(
         part
         for equal_flops, setting in ((False, _DATA), (True, _FLOPS))
@@ -59,7 +59,7 @@ def hybrids_beat_windows(source: Source) -> Part:
     )
 
 
-def hybrids_gain_so_much(source: Source) -> Part:
+def hybrids_gain_so_much(_: Source) -> Part:
     llama = Row("2", "Llama")
     hybrids = [_table2(name, equal_flops=True) for name in ("Inter-H", "Intra-H")]
     in_loss = _against(hybrids, [llama], [DCLM], _FLOPS)
@@ -74,7 +74,7 @@ def hybrids_gain_so_much(source: Source) -> Part:
     )
 
 
-def mixtures_beat_homogeneous(source: Source) -> Part:
+def mixtures_beat_homogeneous(_: Source) -> Part:
     return all_of(
         _against(
             [_table2(name, equal_flops=False) for name in ("SWA", "Inter-H", "Intra-H")],
@@ -89,7 +89,7 @@ def every_ratio_at_both_scales(source: Source) -> Part:
     parts: list[Compare] = []
     for table in ("9", "10"):
         for budget, setting, suffix in (("equal_data", _DATA, ""), ("equal_flops", _FLOPS, EQUAL_FLOPS)):
-            hybrids = source.rows.of(table, lambda entry, b=budget: _is_hybrid(entry) and entry.budget == b)
+            hybrids = [row for row in source.rows.of(table, _is_hybrid) if source.rows.entry(row).budget == budget]
             homogeneous = [Row(table, "Llama"), Row(table, f"Mamba{suffix}")]
             parts += _against(
                 hybrids, homogeneous, [DCLM, ACCURACY], f"{setting}, {source.rows.entry(hybrids[0]).scale}"
@@ -101,7 +101,7 @@ def _is_hybrid(entry: Entry) -> bool:
     return entry.printed["models"] in ("Inter-H", "Intra-H")
 
 
-def experts_help_everywhere(source: Source) -> Part:
+def experts_help_everywhere(_: Source) -> Part:
     parts: list[Part] = []
     for metric, value, digits in ((DCLM, 0.08, 2), (ACCURACY, 4.0, 0)):
         comparisons = [better(Row("3", f"{name} MoE"), Row("3", name), metric) for name in _ARCHITECTURES]
@@ -110,7 +110,7 @@ def experts_help_everywhere(source: Source) -> Part:
     return all_of(parts)
 
 
-def the_recipe_does_not_matter(source: Source) -> Part:
+def the_recipe_does_not_matter(_: Source) -> Part:
     """The difference of every two architectures is the same in both recipes."""
     first = {name: _table2(name, equal_flops=False) for name in _ARCHITECTURES}
     second = {name: Row("14/15", f"{name} 1B 4e20") for name in _ARCHITECTURES}
@@ -133,12 +133,12 @@ def _ratio(scale: str, ratio: str) -> Row:
     return Row("4", f"{scale} {ratio}")
 
 
-def one_to_one_is_best(source: Source) -> Part:
+def one_to_one_is_best(_: Source) -> Part:
     others = ("1:3", "1:5", "1:12", "1:0", "0:1")
     return all_of(better(_ratio(scale, "1:1"), _ratio(scale, other), DCLM) for scale in _SCALES for other in others)
 
 
-def every_ratio_beats_both(source: Source) -> Part:
+def every_ratio_beats_both(_: Source) -> Part:
     return all_of(
         better(_ratio(scale, ratio), _ratio(scale, pure), DCLM)
         for scale in _SCALES
@@ -147,7 +147,7 @@ def every_ratio_beats_both(source: Source) -> Part:
     )
 
 
-def loss_rises_with_mamba(source: Source) -> Part:
+def loss_rises_with_mamba(_: Source) -> Part:
     return all_of(
         better(_ratio(scale, more), _ratio(scale, less), DCLM) for scale in _SCALES for more, less in pairwise(_MIXED)
     )
@@ -156,7 +156,7 @@ def loss_rises_with_mamba(source: Source) -> Part:
 def attention_belongs_in_the_middle(source: Source) -> Part:
     parts: list[Compare] = []
     for scale in _SCALES:
-        single = source.rows.of("17", lambda entry, s=scale: entry.scale == s and entry.printed["pattern"] == "Single")
+        single = [row for row in source.rows.of("17", _is_single) if source.rows.entry(row).scale == scale]
         parts += [better(row, single[0], DCLM) for row in single[1:]]
         middle = [row for row in single if _in_the_middle(source.rows.entry(row))]
         where = " and ".join(row.label.rpartition(" ")[2] for row in middle)
@@ -172,6 +172,11 @@ def attention_belongs_in_the_middle(source: Source) -> Part:
             if row not in middle
         ]
     return all_of(parts)
+
+
+def _is_single(entry: Entry) -> bool:
+    """One attention block: its position is all that the rows differ in."""
+    return bool(entry.printed["pattern"] == "Single")
 
 
 def _in_the_middle(entry: Entry) -> bool:
@@ -198,7 +203,7 @@ _DESIGN: Final = ("norm", "scalar", "fusion", "value", "out")
 
 
 def normalise_and_do_not_scale(source: Source) -> Part:
-    """The mean over all pairs of variants that differ in the norm alone, or in a scalar alone, where there is a norm."""
+    """The mean over all pairs of variants that differ in the norm alone, or in a scalar alone beside a norm."""
     parts: list[Compare] = []
     for table, scale in _VARIANT_TABLES:
         design = _designs(source, table)
@@ -242,7 +247,7 @@ def _pairs(
     ]
 
 
-def subtract_or_concatenate(source: Source) -> Part:
+def subtract_or_concatenate(_: Source) -> Part:
     return all_of(
         better(Row("5", a), Row("5", b), DCLM)
         for a, b in (
@@ -253,14 +258,14 @@ def subtract_or_concatenate(source: Source) -> Part:
     )
 
 
-def beats_earlier_designs(source: Source) -> Part:
+def beats_earlier_designs(_: Source) -> Part:
     final = Row("5", "group diff separate")
     return all_of(
         better(final, Row("5", other), metric) for metric in (DCLM, ACCURACY) for other in ("Hymba", "Diff-T", "Diff-M")
     )
 
 
-def more_attention_dimensions_help(source: Source) -> Part:
+def more_attention_dimensions_help(_: Source) -> Part:
     shares = ("2:1", "1:1", "1:2", "1:10")
     return all_of(
         better(Row("20", f"{scale} {more}"), Row("20", f"{scale} {less}"), DCLM)
@@ -269,7 +274,7 @@ def more_attention_dimensions_help(source: Source) -> Part:
     )
 
 
-def more_intra_blocks_help(source: Source) -> Part:
+def more_intra_blocks_help(_: Source) -> Part:
     shares = ("1:0", *_MIXED)
     return all_of(
         better(Row("9", f"Intra-H {more}"), Row("9", f"Intra-H {less}"), DCLM, setting=_DATA)
@@ -277,7 +282,7 @@ def more_intra_blocks_help(source: Source) -> Part:
     )
 
 
-def scatter_and_never_sandwich(source: Source) -> Part:
+def scatter_and_never_sandwich(_: Source) -> Part:
     parts: list[Compare] = []
     for ratio in ("1:1", "1:3", "1:5"):
         scatter, cluster, sandwich = (Row("21", f"{ratio} {name}") for name in ("scatter", "cluster", "sandwich"))

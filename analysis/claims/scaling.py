@@ -8,6 +8,7 @@ over budgets (leave one out), with as many degrees of freedom as there are budge
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from statistics import fmean, median
 from typing import Final, final
 
@@ -70,15 +71,13 @@ def compute_optimal(source: Source) -> Part:
         )
     parts: list[Part] = []
     for low, high in (("Llama", "Inter-H"), ("Llama", "Intra-H"), ("Inter-H", "Mamba"), ("Intra-H", "Mamba")):
+        budgets = sorted({*interior[low], *interior[high]})
         parts.append(
             _estimated(
                 f"the exponent a of {low} < that of {high}",
-                jackknife(
-                    sorted({*interior[low], *interior[high]}),
-                    lambda kept, a=low, b=high: _exponent(interior[a], kept) - _exponent(interior[b], kept),
-                ),
+                jackknife(budgets, partial(_exponent_gap, interior[low], interior[high])),
                 "exponent",
-                {model: round(_exponent(interior[model], list(interior[model])), 4) for model in (low, high)},
+                {model: round(_exponent(interior[model], budgets), 4) for model in (low, high)},
             )
         )
     ratio = {model: {c: o.log_d - o.log_n for c, o in found.items()} for model, found in interior.items()}
@@ -119,7 +118,7 @@ def _runs(source: Source, model: str) -> tuple[Run, ...] | None:
                 row=row,
                 log_n=math.log(run_cost(run).paper_non_embedding_params),
                 log_d=math.log(run.train_tokens),
-                log_c=math.log(float(source.rows.entry(row).budget)),
+                log_c=math.log(float(source.rows.entry(row).printed["flops"])),
                 loss=value.mean,
             )
         )
@@ -157,6 +156,10 @@ def _exponent(optima: dict[float, Optimum], kept: Sequence[float]) -> float:
 
     points = [(log_c, optimum.log_n) for log_c, optimum in optima.items() if log_c in kept]
     return float(np.polyfit([c for c, _ in points], [n for _, n in points], 1)[0])
+
+
+def _exponent_gap(low: dict[float, Optimum], high: dict[float, Optimum], kept: Sequence[float]) -> float:
+    return _exponent(low, kept) - _exponent(high, kept)
 
 
 def jackknife(budgets: Sequence[float], estimate: Callable[[Sequence[float]], float]) -> Jackknifed:
@@ -216,15 +219,35 @@ def _outliers(runs: dict[str, tuple[Run, ...]]) -> list[Remark]:
     if not apart:
         return []
     usual = median([abs(value) for _, value in apart])
+    # A run that is off bends the lines of its neighbours too: of one line the worst alone is named.
+    worst: dict[tuple[str, str], tuple[Run, float]] = {}
+    for run, value in apart:
+        line_of = (_model_of(run), _size(run))
+        if abs(value) > _FAR * usual and abs(value) > abs(worst.get(line_of, (run, 0.0))[1]):
+            worst[line_of] = (run, value)
     return [
         Remark(
-            text=f"{run.row} lies {value:+.3f} nats off the line between its neighbours in the budget, against the other "
-            f"architectures there, where {usual:.3f} is usual",
+            text=f"{run.row} ({run.loss:.3f}) lies {value:+.3f} nats off the line between its neighbours in the "
+            f"budget, beside the other architectures there; {usual:.3f} is usual{_without(run, runs[_model_of(run)])}",
             numbers={"loss": run.loss, "off": round(value, 4), "usual": round(usual, 4)},
         )
-        for run, value in apart
-        if abs(value) > _FAR * usual
+        for run, value in worst.values()
     ]
+
+
+def _without(odd: Run, runs: Sequence[Run]) -> str:
+    """What the exponent would be without this run."""
+    exponents = []
+    for kept in (runs, [run for run in runs if run.row != odd.row]):
+        interior = {o.log_c: o for o in optima_of(kept) if o.interior}
+        if len(interior) < _FEWEST_BUDGETS:
+            return ""
+        exponents.append(_exponent(interior, list(interior)))
+    return f"; without it the exponent a of {_model_of(odd)} is {exponents[1]:.2f} instead of {exponents[0]:.2f}"
+
+
+def _model_of(run: Run) -> str:
+    return run.row.label.split(" ")[0]
 
 
 def _size(run: Run) -> str:

@@ -1,4 +1,4 @@
-"""Claims about settings: against what is printed elsewhere, and against our sweep files, which are what would be run."""
+"""Claims about settings: against what is printed elsewhere, and against our sweep files, which say what is run."""
 
 from decimal import Decimal
 from fractions import Fraction
@@ -19,20 +19,18 @@ _AVERAGE_TOLERANCE: Final = Decimal("0.1")
 
 def four_scales_five_budgets(source: Source) -> Part:
     rows = source.rows.of("14/15")
-    cells = {
-        (source.rows.entry(row).scale, source.rows.entry(row).printed["model"], source.rows.entry(row).budget)
-        for row in rows
-    }
+    entries = [source.rows.entry(row) for row in rows]
+    cells = {(entry.scale, str(entry.printed["model"]), float(entry.printed["flops"])) for entry in entries}
     sizes = sorted({size for size, _, _ in cells})
-    budgets = sorted({float(budget) for _, _, budget in cells})
+    budgets = sorted({budget for _, _, budget in cells})
     models = sorted({model for _, model, _ in cells})
     full = len(sizes) * len(budgets) * len(models)
     absent = [
-        (size, model, f"{budget:g}")
+        (size, model, budget)
         for size in sizes
         for model in models
         for budget in budgets
-        if (size, model, f"{budget:g}") not in cells
+        if (size, model, budget) not in cells
     ]
     where = sorted({size for size, _, _ in absent})
     parts: list[Part] = [
@@ -47,8 +45,8 @@ def four_scales_five_budgets(source: Source) -> Part:
     if absent:
         parts.append(
             Remark(
-                text=f"{len(cells)} of the {full} runs that {len(models)} architectures at these would make are printed; "
-                f"all that are missing are of {' and '.join(where)}",
+                text=f"{len(cells)} of the {full} runs that {len(models)} architectures at these would make are "
+                f"printed: those that are missing are of {' and '.join(where)}",
                 numbers={"runs": len(cells), "grid": full},
             )
         )
@@ -85,8 +83,8 @@ def limited_to(source: Source) -> Part:
                 numbers={"tokens at equal data, 1e9": sorted(equal_data)},
             ),
             Remark(
-                text=f"runs are as long as {longest[0]:g}e9 tokens ({longest[1]}, Tables 14 and 15), and v1, which says 1B, "
-                "fits the scaling of models to 3B as well",
+                text=f"runs are as long as {longest[0]:g}e9 tokens ({longest[1]}, Tables 14 and 15), and v1, which "
+                "says 1B, fits the scaling of models to 3B as well",
                 numbers={"longest run, 1e9 tokens": longest[0]},
             ),
         ]
@@ -166,8 +164,9 @@ def training_recipe(source: Source) -> Part:
         implied = float(printed["tok_B"]) * 1e9 / (float(printed["steps_K"]) * 1e3)
         parts.append(
             Remark(
-                text=f"the scaling runs have other batches: {scaling.batch_tokens} tokens in sweep isoflop, and Tables 14 and "
-                f"15 print {printed['tok_B']}e9 tokens in {printed['steps_K']}e3 steps, {implied / 1e6:.2f}e6 a step",
+                text=f"the scaling runs have other batches: {scaling.batch_tokens} tokens in sweep isoflop, and "
+                f"Tables 14 and 15 print {printed['tok_B']}e9 tokens in {printed['steps_K']}e3 steps, "
+                f"{implied / 1e6:.2f}e6 each",
                 numbers={"batch_tokens of the scaling runs": scaling.batch_tokens, "printed": round(implied)},
             )
         )
@@ -193,7 +192,7 @@ def averages_of_five(source: Source) -> Part:
         Exact(
             text="the average is the mean of the five columns",
             true=not in_table_2 and counts["2"] > 0,
-            found=f"so in {counts['2'] - len(in_table_2)} of {counts['2']} rows of Table 2, to the rounding of what is printed",
+            found=f"so in {counts['2'] - len(in_table_2)} of {counts['2']} rows of Table 2, within what is rounded",
             numbers={"rows": counts["2"], "off": len(in_table_2)},
         )
     ]

@@ -1,21 +1,21 @@
 """Where the numbers of a claim are read: the paper's printed tables, or the records of a store.
 
-A claim names rows of printed tables. Each is a cell of a sweep of `conf/sweep` (`analysis.reference.compare.places`), so
-that the same names find the records of that sweep.
+A claim names rows of printed tables. Each is a cell of a sweep of `conf/sweep` (`analysis.reference.compare.places`),
+so that the same names find the records of that sweep.
 """
 
 import math
 import shlex
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from statistics import fmean
 from typing import Final, final
 
 from analysis import stats
 from analysis.claims.noise import NoiseFloor, SteadyRow, replicate_noise, steady_noise
-from analysis.claims.parts import LENGTHS, METRICS, THROUGHPUT, Metric, Row
+from analysis.claims.parts import LENGTHS, THROUGHPUT, Metric, Row
 from analysis.load import Group, Results, load
 from analysis.reference.compare import DERIVED, Place, Sweeps, places
 from analysis.reference.findings import NOISE_TABLES
@@ -53,7 +53,7 @@ class Entry:
     @property
     def budget(self) -> str:
         """What its tokens are matched by: rows of one table and budget compare like with like."""
-        return str(self.printed.get("budget") or self.printed.get("flops_budget") or "equal_data")
+        return str(self.printed.get("budget") or self.printed.get("matched_by") or "equal_data")
 
 
 @final
@@ -73,9 +73,10 @@ class PaperRows:
             raise ConfigError(f"table {row.table}: has no row {row.label!r}{did_you_mean(row.label, labels)}")
         return self._entries[row]
 
-    def of(self, table: str, wanted: Callable[[Entry], bool] = lambda entry: True) -> tuple[Row, ...]:
-        """The rows of a table, in printed order, of which `wanted` is true."""
-        return tuple(row for row, entry in self._entries.items() if row.table == table and wanted(entry))
+    def of(self, table: str, wanted: Callable[[Entry], bool] | None = None) -> tuple[Row, ...]:
+        """The rows of a table, in printed order; those of which `wanted` is true."""
+        rows = ((row, entry) for row, entry in self._entries.items() if row.table == table)
+        return tuple(row for row, entry in rows if wanted is None or wanted(entry))
 
     def __iter__(self) -> Iterator[Row]:
         return iter(self._entries)
@@ -113,8 +114,8 @@ def _entries(printed: Printed) -> Iterator[tuple[Row, Entry]]:
                 for label in _TABLE_13
             ]
         for place, row in zip(found, table.rows, strict=True):
-            if number == "14/15":
-                row = {**row, "flops_budget": f"{float(row['flops']):g}"}  # of Tables 14 and 15 it is given
+            if number in ("12", "14/15"):
+                row = {**row, "matched_by": "equal_flops" if number == "12" else f"{float(row['flops']):g} FLOPs"}
             scale = str(row.get("sizes") or row.get("size") or ("350M" if number == "10" else PAPER_SCALE))
             yield Row(number, place.label), Entry(place=place, scale=scale, printed=row)
 
@@ -134,8 +135,10 @@ class Value:
 class Source(ABC):
     """Gives the number of a row, and how far runs of one row lie apart."""
 
-    name: str
-    rows: PaperRows
+    def __init__(self, name: str, rows: PaperRows) -> None:
+        self.name = name
+        self.rows = rows
+        self._trained: dict[Row, RunSpec | None] = {}
 
     @abstractmethod
     def value(self, row: Row, metric: Metric) -> Value | None:
@@ -148,6 +151,15 @@ class Source(ABC):
     @abstractmethod
     def run(self, row: Row) -> RunSpec | None:
         """What was run; None where that is not known yet."""
+
+    def trained(self, row: Row) -> RunSpec | None:
+        """What was run, its model as everyone would write it, whatever the seeds: equal for replicates."""
+        if row not in self._trained:
+            run = self.run(row)
+            self._trained[row] = (
+                None if run is None else replace(run, model=canonical_model(run.model), init_seed=0, data_seed=0)
+            )
+        return self._trained[row]
 
     def covers(self, row: Row) -> bool:
         """Whether this source is about that row at all."""
@@ -189,8 +201,7 @@ class PrintedSource(Source):
     """
 
     def __init__(self, rows: PaperRows, numbers: Mapping[tuple[Row, Metric], float] | None = None) -> None:
-        self.name = "paper"
-        self.rows = rows
+        super().__init__("paper", rows)
         self._numbers = numbers or {}
         self._noise: dict[tuple[str, str], NoiseFloor | None] = {}
 
@@ -244,8 +255,7 @@ class StoreSource(Source):
     """
 
     def __init__(self, rows: PaperRows, store: Store, overrides: Sequence[str] = ()) -> None:
-        self.name = "store"
-        self.rows = rows
+        super().__init__("store", rows)
         self._store = store
         self._overrides = tuple(sorted(overrides))
         self._scaled = any(text.startswith("scale=") for text in overrides)
@@ -355,6 +365,3 @@ def _recorded(number: Callable[[str], float | None], metric: Metric) -> float | 
 def _command(place: Place, overrides: Sequence[str]) -> str:
     own = () if any(text.startswith("scale=") for text in overrides) else place.overrides
     return shlex.join(["python", "run.py", "-m", f"+sweep={place.sweep}", *own, *overrides, "sweep.seeds=3"])
-
-
-__all__ = ["METRICS", "Entry", "PaperRows", "PrintedSource", "Source", "StoreSource", "Value"]
