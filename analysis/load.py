@@ -186,6 +186,14 @@ def find_request(requests: Sequence[Request], name: str, overrides: Sequence[str
     raise ConfigError("\n".join([problem, *listing]))
 
 
+def request_of(store: Store, name: str, overrides: Sequence[str]) -> Request:
+    """The request that a user means, as `find_request` says; where none fits, the damaged ones are named too."""
+    try:
+        return find_request(store.requests(), name, overrides)
+    except ConfigError as error:
+        raise ConfigError([*error.problems, *store.damaged_requests()]) from None
+
+
 def load(store: Store, request: Request) -> Results:
     """Join the cells of `request` with their records. Raises ConfigError if the request has no cells."""
     if not request.cells:

@@ -11,7 +11,7 @@ from typing import Any, Final
 from analysis import stats
 from analysis.contrasts import Mark
 from analysis.render.text import group_sizes, header_of, marks, numeric, one_line, texts
-from analysis.tables.table import Column, Table, Value
+from analysis.tables.table import Column, Shift, Table, Value
 
 _SIGNS: Final[dict[Mark, tuple[str, str]]] = {
     "equivalent": ("≈", "equivalent to the best"),
@@ -90,7 +90,7 @@ def _numbers(value: Value) -> dict[str, int | float]:
             found = {"value": k / n if n else None, "low": low, "high": high, "n": n}
         case stats.CensoredMedian(time=time, low=low, high=high, last=last, n=n):
             found = {"value": last if time is None else time, "low": low, "high": high, "n": n}
-        case int() | float():
+        case Shift(value=value) | (int() | float() as value):
             found = {"value": value}
         case _:
             found = {}

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from analysis import stats
-from analysis.tables.table import Table, Value
+from analysis.tables.table import Shift, Table, Value
 
 
 def as_csv(table: Table[Any]) -> str:
@@ -17,11 +17,10 @@ def as_csv(table: Table[Any]) -> str:
     columns: list[list[list[Any]]] = []
     for column in table.columns:
         values = [column.value(row) for row in table.rows]
-        parts = [_parts(column.key, value) for value in values if value is not None]
-        names = list(parts[0]) if parts else [column.key]
-        known = iter(parts)
+        parts = [{} if value is None else _parts(column.key, value) for value in values]
+        names = list(dict.fromkeys(name for part in parts for name in part)) or [column.key]
         header += names
-        columns.append([[""] * len(names) if value is None else list(next(known).values()) for value in values])
+        columns.append([["" if part.get(name) is None else part[name] for name in names] for part in parts])
         marks = [column.mark(row) for row in table.rows]
         if any(marks):
             header.append(f"{column.key}_mark")
@@ -54,7 +53,7 @@ def as_json(tables: Sequence[Table[Any]]) -> str:
 def _plain(value: Value) -> Any:
     if isinstance(value, stats.Estimate | stats.Proportion | stats.CensoredMedian):
         return dataclasses.asdict(value) | ({"low": value.low, "high": value.high})
-    return value
+    return value.value if isinstance(value, Shift) else value
 
 
 def _parts(key: str, value: Value) -> dict[str, Any]:
@@ -68,5 +67,7 @@ def _parts(key: str, value: Value) -> dict[str, Any]:
         case stats.CensoredMedian():
             names = (f"median_{key}", f"median_{key}_low", f"median_{key}_high", f"last_{key}")
             return dict(zip(names, (value.time, value.low, value.high, value.last), strict=True))
+        case Shift(value=shift):
+            return {key: shift}
         case _:
             return {key: value}

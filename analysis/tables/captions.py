@@ -21,16 +21,29 @@ def request_table(
     results: Results, columns: Sequence[Column[Group]], *, caption: Sequence[str], footnotes: Sequence[str]
 ) -> Table[Group]:
     """A line a group of cells, with what there is to say of any request around it."""
+    above, notes = around(results)
+    return Table(
+        name="table",
+        title=title_of(results),
+        columns=tuple(columns),
+        rows=results.groups,
+        caption=(*above, *(line for line in caption if line)),
+        footnotes=(*notes, *footnotes),
+        grouped=results.several_rows and bool(results.axes),
+    )
+
+
+def around(results: Results) -> tuple[list[str], list[str]]:
+    """Lines above and notes below that the table of any request has, whatever its columns."""
     lines = [
         *report_caption(results),
         _runs_line(results),
         settings_line(results),
         *map(_tuning_line, results.tuning),
         _architecture_line(results),
-        *caption,
     ]
     unreadable = sum(cell.final and cell.spec is None for cell in results.cells)
-    notes = [*_tuning_notes(results), *footnotes]
+    notes = _tuning_notes(results)
     if unreadable:
         notes.append(f"{count(unreadable, 'record')} describe a run in a way that this version cannot read.")
     notes += _problem_notes(results)
@@ -38,25 +51,17 @@ def request_table(
     machines = {(str(provenance.get("host")), str(provenance.get("device"))) for provenance in final}
     if len(machines) > 1:
         notes.append(f"The runs were made on {len(machines)} machines or devices: their times do not compare.")
-    return Table(
-        name="table",
-        title=title_of(results),
-        columns=tuple(columns),
-        rows=results.groups,
-        caption=tuple(line for line in lines if line),
-        footnotes=tuple(notes),
-        grouped=results.several_rows and bool(results.axes),
-    )
+    return [line for line in lines if line], notes
 
 
-def missing_notes(results: Results, metric: str) -> list[str]:
+def missing_notes(results: Results, metric: str, name: str) -> list[str]:
     """Runs that are done and have no finite value of the metric: in no mean, so that they have to be named."""
     without = [cell.name for group in results.groups for cell in group.without(metric)]
     if not without or len(without) == sum(len(group.done) for group in results.groups):
         return []
     return [
-        f"{count(len(without), 'run')} {'is' if len(without) == 1 else 'are'} done without a finite "
-        f"{metric_header(metric)}, and in no mean: {_listed(without)}."
+        f"{count(len(without), 'run')} {'is' if len(without) == 1 else 'are'} done without a finite {name}, "
+        f"and in no mean: {_listed(without)}."
     ]
 
 
@@ -131,13 +136,13 @@ def flops_line(results: Results) -> str:
     return f"Training FLOPs: {amount}paper convention (embedding and head excluded)." if amount or flops else ""
 
 
-def interval_lines(results: Results, metric: str, pooling: stats.Pooling) -> list[str]:
+def interval_lines(results: Results, metric: str, pooling: stats.Pooling, name: str) -> list[str]:
+    """From what spread the intervals of the column of this name are."""
     samples = [group.numbers(metric) for group in results.groups]
     if not any(samples):
         return []
     if max(map(len, samples)) < 2:
         return ["One seed a row: no interval."]
-    name = metric_header(metric)
     if pooling.used and pooling.sd is not None:
         line = f"{name}: mean over n seeds ± 95% t interval from the seed SD pooled over rows, "
         line += f"{pooling.sd:.2g} ({pooling.df} degrees of freedom): {pooling.reason}."

@@ -1,11 +1,12 @@
 """What is said of the differences between rows: marks in a column, the notes under it, and a table of their own."""
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Final
 
-from analysis.contrasts import Better, Contrast, Ranking, blocks_of, contrasts, rank
+from analysis.contrasts import Better, Contrast, Mark, Ranking, blocks_of, contrasts
 from analysis.load import Group, Results
-from analysis.tables.table import Column, Mark, Table
+from analysis.tables.table import Column, Table
 from analysis.tables.words import count, metric_better, metric_header, show, show_p, show_p_value
 from hybrid.decode import did_you_mean
 from hybrid.spec import ConfigError
@@ -99,33 +100,25 @@ def _finding(better: Better | None) -> Callable[[Contrast], str]:
 
 def _how_lines(made: Sequence[Contrast]) -> list[str]:
     """From which runs differences were taken, in words."""
-    known = [contrast for contrast in made if contrast.p is not None]
+    paired = [contrast for contrast in made if contrast.p is not None and contrast.paired]
     lines = []
-    if any(contrast.paired for contrast in known):
-        lines.append(
-            "Pairs have one data seed; their noise is what rows and seeds leave unexplained"
-            f"{_spread([c for c in known if c.paired])}."
-        )
-    if any(not contrast.paired for contrast in known):
+    if paired:
+        spreads = {_spread(contrast) for contrast in paired}
+        if len(spreads) == 1:
+            sd, df = spreads.pop()
+            noise = f"SD {sd:.2g} ({count(df, 'degree')} of freedom)"
+        else:
+            noise = "of each two rows by themselves, where the spread of others is unlike theirs or their seeds are"
+        lines.append(f"Pairs have one data seed. Their noise is what rows and seeds leave unexplained: {noise}.")
+    if any(contrast.p is not None and not contrast.paired for contrast in made):
         lines.append("Unpaired where rows have no two data seeds in common: the noise between seeds counts in full.")
     return lines
 
 
-def _spread(paired: Sequence[Contrast]) -> str:
-    found = {
-        (round(c.difference.std_error * (c.difference.n_a / 2) ** 0.5, 12), c.difference.df)
-        for c in paired
-        if c.difference is not None and c.difference.std_error is not None
-    }
-    if len(found) != 1:
-        return ""
-    sd, df = found.pop()
-    return f", SD {sd:.2g} ({count(df or 0, 'degree')} of freedom)"
-
-
-def ranked(results: Results, metric: str, *, margin: float = 0.0) -> Ranking:
-    """How the rows of a table stand in a metric, by the direction that is good for it."""
-    return rank(results, metric, metric_better(metric), margin=margin)
+def _spread(paired: Contrast) -> tuple[float, int]:
+    difference = paired.difference
+    assert difference is not None and difference.std_error is not None and difference.df is not None
+    return float(f"{difference.std_error * math.sqrt(difference.n_a / 2):.9g}"), difference.df
 
 
 def mark_of(results: Results, ranking: Ranking) -> Callable[[Group], Mark | None]:
@@ -134,9 +127,8 @@ def mark_of(results: Results, ranking: Ranking) -> Callable[[Group], Mark | None
     return lambda group: ranking.marks.get(places[id(group)])
 
 
-def mark_notes(results: Results, ranking: Ranking, metric: str, *, margin: float = 0.0) -> list[str]:
-    """What bold, ≈ and ? mean in a column, and which rows they stand for; nothing where nothing was compared."""
-    name = metric_header(metric)
+def mark_notes(results: Results, ranking: Ranking, name: str, *, margin: float = 0.0) -> list[str]:
+    """What bold, ≈ and ? mean in the column of this name, and for which rows; nothing where nothing was compared."""
     if ranking.single:
         return [f"One seed a row: nothing can be told apart, so nothing is in bold ({name})."]
     marks = set(ranking.marks.values())

@@ -3,6 +3,7 @@
 from statistics import fmean
 
 from analysis import stats
+from analysis.contrasts import rank
 from analysis.load import Group, Results
 from analysis.tables.captions import flops_line, interval_lines, missing_notes, request_table
 from analysis.tables.columns import (
@@ -13,7 +14,7 @@ from analysis.tables.columns import (
     setting_columns,
     tuned_columns,
 )
-from analysis.tables.differences import mark_notes, mark_of, ranked
+from analysis.tables.differences import mark_notes, mark_of
 from analysis.tables.table import Column, Table, Value
 from analysis.tables.words import VAL_LOSS, four_digits, metric_better, metric_header, show, si, three_digits
 from hybrid.spec import StdlibSpec
@@ -25,7 +26,8 @@ def estimate_table(results: Results, metric: str, *, margin: float = 0.0) -> Tab
     Rows shown to lie within `margin` of the best are marked as equivalent to it.
     """
     pooling = stats.pool([group.numbers(metric) for group in results.groups])
-    ranking = ranked(results, metric, margin=margin)
+    ranking = rank(results, metric, metric_better(metric), margin=margin)
+    header = metric_header(metric)
     columns = [
         *row_columns(results),
         *tuned_columns(results),
@@ -33,7 +35,7 @@ def estimate_table(results: Results, metric: str, *, margin: float = 0.0) -> Tab
         *architecture_columns(results, run_flops=True),
         Column[Group](
             key=metric,
-            header=metric_header(metric),
+            header=header,
             value=lambda group: stats.estimate(group.numbers(metric), pooling),
             fmt=show,
             better=metric_better(metric),
@@ -41,7 +43,7 @@ def estimate_table(results: Results, metric: str, *, margin: float = 0.0) -> Tab
         ),
         Column[Group](key="n", header="n", value=lambda group: len(group.numbers(metric)), fmt=str),
     ]
-    footnotes = [*mark_notes(results, ranking, metric, margin=margin), *missing_notes(results, metric)]
+    footnotes = [*mark_notes(results, ranking, header, margin=margin), *missing_notes(results, metric, header)]
     specs = results.specs
     if metric == VAL_LOSS and specs and all(isinstance(spec.data, StdlibSpec) for spec in specs):
         columns.append(
@@ -65,7 +67,7 @@ def estimate_table(results: Results, metric: str, *, margin: float = 0.0) -> Tab
         footnotes.append("Diverged runs are counted in the notes and enter no mean; n says how many runs did.")
     if any(not cell.final for cell in results.cells):
         footnotes.append("Not all runs have a result yet.")
-    caption = ["" if results.is_probe else flops_line(results), *interval_lines(results, metric, pooling)]
+    caption = ["" if results.is_probe else flops_line(results), *interval_lines(results, metric, pooling, header)]
     return request_table(results, tuple(columns), caption=caption, footnotes=footnotes)
 
 

@@ -7,8 +7,18 @@ from typing import Generic, Literal, TypeVar, final
 from analysis import stats
 from analysis.contrasts import Mark
 
-Value = str | int | float | stats.Estimate | stats.Proportion | stats.CensoredMedian | None
 RowT = TypeVar("RowT")
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Shift:
+    """How much more ours is than what stands beside it."""
+
+    value: float
+
+
+Value = str | int | float | stats.Estimate | stats.Proportion | stats.CensoredMedian | Shift | None
 
 
 def unmarked(row: object) -> None:

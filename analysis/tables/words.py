@@ -4,7 +4,7 @@ import math
 from typing import Final, Literal, assert_never
 
 from analysis import stats
-from analysis.tables.table import Value
+from analysis.tables.table import Shift, Value
 from hybrid.layout import compact
 
 VAL_LOSS: Final = "val_loss_nats"
@@ -31,6 +31,8 @@ def show(value: Value) -> str:
             return f"{beyond if time is None else f'{time:.0f}'} {bounds}"
         case str():
             return value
+        case Shift(value=shift):
+            return f"{shift:+.4g}"
         case int() | float():
             return f"{value:g}"
         case _ as never:
