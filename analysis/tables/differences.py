@@ -117,7 +117,8 @@ def _how_lines(made: Sequence[Contrast]) -> list[str]:
 
 def _spread(paired: Contrast) -> tuple[float, int]:
     difference = paired.difference
-    assert difference is not None and difference.std_error is not None and difference.df is not None
+    if difference is None or difference.std_error is None or difference.df is None:
+        raise ValueError("expected a contrast that was tested")
     return float(f"{difference.std_error * math.sqrt(difference.n_a / 2):.9g}"), difference.df
 
 
