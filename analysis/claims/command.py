@@ -27,7 +27,7 @@ claim is one of
 The paper has one run a row. Its noise is taken from printed rows that are one model by symmetry (Tables 18 and 19). In
 a store the noise is the spread between seeds, pooled over all rows of a scale. Beside each verdict is what general
 checks find: printed numbers that point the other way, replicates compared with each other, orders that turn round with
-the training recipe, the length or the budget, throughputs of unequal implementations, quoted sizes that are not reached.
+the training recipe, the length or the budget, throughputs of unequal implementations, quoted sizes not reached.
 """
 
 EXAMPLES: Final = """\
