@@ -17,6 +17,8 @@ import dataclasses
 import hashlib
 import os
 import re
+import subprocess
+import sys
 import time
 import typing
 from collections.abc import Iterable, Iterator, Mapping
@@ -39,6 +41,7 @@ from sweeps.columns import (
     read_columns,
     write_columns,
 )
+from sweeps.progress import say
 from sweeps.store import RECORD_SCHEMA, Status, Store, StoreError
 
 if TYPE_CHECKING:
@@ -49,6 +52,10 @@ _RUNS: Final = "index.runs"
 _METRICS: Final = "index.metrics"
 _EVALS: Final = "evals"
 _SETTLED_S: Final = 10.0  # clocks of file systems tick in milliseconds, and those of hosts differ by little
+_ROOT: Final = Path(__file__).resolve().parent.parent
+_MANY_RUNS: Final = 1000  # read in a second or so
+_MAX_PROCESSES: Final = 8
+_SAY_EVERY_S: Final = 10.0
 _ID: Final = re.compile(r"[0-9a-f]{12}")
 
 
@@ -195,11 +202,14 @@ class Index:
         problems: dict[str, str] = {}
         places: dict[str, tuple[int, int]] = {}
         tables, at = [], 0
-        for shard, ids in shards.items():
-            lines = self._lines(shard, ids, only, problems)
-            places |= {run_id: (at + begin, n) for run_id, (_, begin, n) in lines.runs.items()}
-            tables.append(lines.table)
-            at += lines.table.n_rows
+        progress = _Progress()
+        with self._helped(shards) as ordered:
+            for shard in ordered:
+                progress(f"reading metric lines: {len(places):,} of {len(asked):,} runs")
+                lines = self._lines(shard, shards[shard], only, problems)
+                places |= {run_id: (at + begin, n) for run_id, (_, begin, n) in lines.runs.items()}
+                tables.append(lines.table)
+                at += lines.table.n_rows
         counts = {run_id: places[run_id][1] for run_id in asked if run_id in places}
         rows = [np.arange(places[run_id][0], places[run_id][0] + n) for run_id, n in counts.items()]
         table = concatenate(tables)
@@ -213,6 +223,7 @@ class Index:
         kept: dict[str, _Stamp] = {}
         found: dict[str, _Found] = {}
         unfinished: set[str] = set()
+        progress = _Progress()
         for entry in _run_entries(self.store.root / RUNS):
             run_id = entry.name
             stamp = known.get(run_id)
@@ -220,6 +231,7 @@ class Index:
                 if stamp is not None and _is_unchanged(entry, stamp):
                     kept[run_id] = stamp
                     continue
+                progress(f"reading records: {len(found):,} so far")
                 looked = _look(self.store, run_id, entry.path)
             except FileNotFoundError:
                 continue  # moved away just now
@@ -253,6 +265,39 @@ class Index:
                     self._stamps, self._table = stamps, table
 
     # --- metric lines ---
+
+    @contextlib.contextmanager
+    def _helped(self, shards: Mapping[str, list[str]]) -> Iterator[Iterator[str]]:
+        """The shards, those last that other processes are reading meanwhile, where many runs are to be read.
+
+        What such a process keeps is found there; what it does not, is read here.
+        """
+        places = _places(self.store)
+        unread = [shard for shard in shards if not any((place / _METRICS / shard).exists() for place in places)]
+        helpers: dict[subprocess.Popen[str], list[str]] = {}
+        if sum(len(shards[shard]) for shard in unread) >= _MANY_RUNS:
+            cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+            processes = min(cores, _MAX_PROCESSES, len(unread))
+            for i in range(1, processes):
+                theirs = unread[i::processes]
+                helper = _start_helper(self.store, [run_id for shard in theirs for run_id in shards[shard]])
+                if helper is not None:
+                    helpers[helper] = theirs
+        helped = {shard for theirs in helpers.values() for shard in theirs}
+
+        def ordered() -> Iterator[str]:
+            yield from (shard for shard in shards if shard not in helped)
+            for helper, theirs in helpers.items():
+                helper.wait()
+                yield from theirs
+
+        try:
+            yield ordered()
+        finally:
+            for helper in helpers:
+                if helper.poll() is None:
+                    helper.kill()
+                helper.wait()
 
     def _lines(self, shard: str, ids: Iterable[str], only: set[Key] | None, problems: dict[str, str]) -> _Lines:
         """The lines of these runs of one shard; other runs' may be among them."""
@@ -410,6 +455,18 @@ def _flat(record: Mapping[str, Any], prefix: Key = ()) -> dict[Key, Any]:
     return flat
 
 
+class _Progress:
+    """A line now and then where it takes long."""
+
+    def __init__(self) -> None:
+        self._said = time.monotonic()
+
+    def __call__(self, message: str) -> None:
+        if time.monotonic() - self._said > _SAY_EVERY_S:
+            self._said = time.monotonic()
+            say(message)
+
+
 # --- the tree -----------------------------------------------------------------------------------
 
 
@@ -479,6 +536,41 @@ def _look(store: Store, run_id: str, path: str) -> _Found | None:
     )
 
 
+# --- many runs ----------------------------------------------------------------------------------
+
+
+def _start_helper(store: Store, run_ids: Iterable[str]) -> "subprocess.Popen[str] | None":
+    """A process that reads these runs' metric lines into the index; None where there can be none.
+
+    A new one, not a fork: threads may be running here, and where this is a script it must not begin again.
+    """
+    code_path = os.pathsep.join(filter(None, (str(_ROOT), os.environ.get("PYTHONPATH"))))
+    try:
+        helper = subprocess.Popen(
+            [sys.executable, "-m", "sweeps.index", str(store.root.absolute())],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            env={**os.environ, "PYTHONPATH": code_path},
+        )
+    except OSError:
+        return None
+    assert helper.stdin is not None
+    with contextlib.suppress(BrokenPipeError), helper.stdin as told:
+        told.write("\n".join(run_ids))
+    return helper
+
+
+def _help(root: Path, run_ids: Iterable[str]) -> None:
+    index = Index(Store(root))
+    shards: dict[str, list[str]] = {}
+    for run_id in run_ids:
+        shards.setdefault(run_id[:2], []).append(run_id)
+    for ids in shards.values():
+        index.metric_lines(ids)
+
+
 # --- the files ----------------------------------------------------------------------------------
 
 
@@ -499,3 +591,7 @@ def _write(store: Store, name: str, facts: Any, table: Table) -> None:
             make_dir((place / name).parent)
             write_columns(place / name, _SCHEMA, facts, table)
             return
+
+
+if __name__ == "__main__":
+    _help(Path(sys.argv[1]), sys.stdin.read().split())

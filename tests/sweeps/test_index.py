@@ -517,6 +517,40 @@ def test_kept_metric_lines_are_not_read_again(kept: Kept, monkeypatch: pytest.Mo
     assert lines_of(found, kept.ids[:1]) == {kept.ids[0]: [{"step": 1, "lr": 0.5}]}
 
 
+def test_metric_lines_of_many_runs_are_read_by_several_processes(kept: Kept, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept.finish(*range(9))
+    for i in range(9):
+        kept.lines(i, [{"step": n, "lr": i + n / 10} for n in range(5)])
+    kept.age()
+    expected = {run_id: kept.store.metrics(run_id) for run_id in kept.ids}
+    monkeypatch.setattr(index, "_MANY_RUNS", 9)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2})
+    found = Index(kept.store)
+    here: list[str] = []
+    read = Index.metrics
+    monkeypatch.setattr(Index, "metrics", lambda self, run_id: here.append(run_id) or read(self, run_id))
+    assert lines_of(found, kept.ids) == expected
+    shards = len({run_id[:2] for run_id in kept.ids})
+    assert 0 < len(here) < 9
+    assert len({run_id[:2] for run_id in here}) == len(range(0, shards, 3))
+
+
+@pytest.mark.parametrize("how", ["does nothing", "cannot begin"])
+def test_what_a_helping_process_leaves_undone_is_done_here(
+    kept: Kept, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    kept.finish(*range(9))
+    kept.lines(8, [{"step": 1, "lr": 0.5}])
+    monkeypatch.setattr(index, "_MANY_RUNS", 9)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1})
+    if how == "does nothing":
+        monkeypatch.setattr(sys, "executable", "/bin/true")
+    else:
+        monkeypatch.setattr(index, "_ROOT", Path("/nowhere"))
+        monkeypatch.setattr(sys, "executable", "/nowhere/python")
+    assert lines_of(Index(kept.store), kept.ids)[kept.ids[8]] == [{"step": 1, "lr": 0.5}]
+
+
 def test_metric_lines_of_a_run_that_was_trained_again_are_the_new_ones(kept: Kept, tmp_path: Path) -> None:
     kept.finish(0)
     kept.lines(0, [{"step": 1, "lr": 0.5}])
