@@ -99,8 +99,8 @@ def paper_table(results: Results, *, reference: bool, margin: float = 0.0) -> Ta
         for printed in rows:
             if id(printed) not in found:
                 lines += [_line("ours", printed=printed), _line("paper", printed=printed)]
-    marks, notes = _marks(results, layout, margin)
-    columns = _columns(layout, lines, marks)
+    standings, notes = _standings(results, layout, margin)
+    columns = _columns(layout, lines, standings)
     own = _own_loss(results, margin)
     if own is not None:
         column, own_notes = own
@@ -140,7 +140,7 @@ def _beside(group: Group, printed: Printed, comparable: bool) -> list[Line]:
 # --- columns ------------------------------------------------------------------------------------
 
 
-def _columns(layout: Layout, lines: Sequence[Line], marks: Mapping[str, "_MarkOf"]) -> list[Column[Line]]:
+def _columns(layout: Layout, lines: Sequence[Line], ours: Mapping[str, "_Standing"]) -> list[Column[Line]]:
     columns = []
     if _sizes_differ(lines) and not any("scale" in line.axes for line in lines):
         columns.append(Column[Line](key="scale", header="size", value=lambda line: line.scale.upper(), fmt=str))
@@ -151,23 +151,29 @@ def _columns(layout: Layout, lines: Sequence[Line], marks: Mapping[str, "_MarkOf
             columns.append(Column[Line](key=axis, header=axis.rpartition(".")[2], value=_axis(axis), fmt=show))
     if len({line.side for line in lines}) > 1:
         columns.append(Column[Line](key="source", header="source", value=lambda line: line.side, fmt=str))
-    columns += [_column(key, marks) for key in layout.columns]
+    columns += [_column(key, ours) for key in layout.columns]
     return columns
 
 
-_MarkOf = Callable[[Group], Mark | None]
+@final
+@dataclass(frozen=True, kw_only=True)
+class _Standing:
+    """How our rows stand in a measured column, and the spread that they share."""
+
+    mark: Callable[[Group], Mark | None]
+    pooling: stats.Pooling
 
 
-def _column(key: str, marks: Mapping[str, _MarkOf]) -> Column[Line]:
+def _column(key: str, ours: Mapping[str, _Standing]) -> Column[Line]:
     if key in MEASURED:
         measured = MEASURED[key]
         return Column[Line](
             key=key,
             header=measured.header,
-            value=_measured_value(key),
+            value=_measured_value(key, ours[key].pooling if key in ours else None),
             fmt=_digits(measured.digits),
             better=measured.better,
-            mark=_line_mark(marks[key]) if key in marks else unmarked,
+            mark=_line_mark(ours[key].mark) if key in ours else unmarked,
         )
     if key in COLUMNS:
         column = COLUMNS[key]
@@ -175,7 +181,7 @@ def _column(key: str, marks: Mapping[str, _MarkOf]) -> Column[Line]:
     return Column[Line](key=key, header=WORDS[key], value=_words(key), fmt=str)
 
 
-def _line_mark(mark: _MarkOf) -> Callable[[Line], Mark | None]:
+def _line_mark(mark: Callable[[Group], Mark | None]) -> Callable[[Line], Mark | None]:
     return lambda line: mark(line.group) if line.side == "ours" and line.group is not None else None
 
 
@@ -235,16 +241,16 @@ def _derived(key: str, group: Group) -> float | None:
     return None if value == 0 and key.startswith("n_") else value
 
 
-def _measured_value(key: str) -> Callable[[Line], Value]:
+def _measured_value(key: str, pooling: stats.Pooling | None) -> Callable[[Line], Value]:
     def value(line: Line) -> Value:
         printed = _printed_number(line, key)
         match line.side:
             case "paper":
                 return None if printed is None else stats.Estimate(mean=float(printed), half=None, sd=None, n=1)
             case "ours":
-                return None if line.group is None else _estimate(key, line.group)
+                return None if line.group is None else _estimate(key, line.group, pooling)
             case "ours - paper":
-                ours = None if line.group is None else _estimate(key, line.group)
+                ours = None if line.group is None else _estimate(key, line.group, pooling)
                 return None if ours is None or printed is None else Shift(value=ours.mean - float(printed))
             case _ as never:
                 assert_never(never)
@@ -307,24 +313,24 @@ def _speaks_of(key: str, cell: CellResult) -> bool:
     return key != "dclm" or (cell.spec is not None and _on_dclm(cell.spec))
 
 
-def _estimate(key: str, group: Group) -> stats.Estimate | None:
+def _estimate(key: str, group: Group, pooling: stats.Pooling | None) -> stats.Estimate | None:
     if not all(_speaks_of(key, cell) for cell in group.done):
         return None
-    return stats.estimate(group.numbers(MEASURED[key].metric))
+    return stats.estimate(group.numbers(MEASURED[key].metric), pooling)
 
 
-def _marks(results: Results, layout: Layout, margin: float) -> tuple[dict[str, _MarkOf], list[str]]:
+def _standings(results: Results, layout: Layout, margin: float) -> tuple[dict[str, _Standing], list[str]]:
     """How the rows stand in each measured column that has numbers, and the notes on it."""
-    marks: dict[str, _MarkOf] = {}
+    standings: dict[str, _Standing] = {}
     notes: list[str] = []
     for key in layout.columns:
         if key in MEASURED and all(_speaks_of(key, cell) for group in results.groups for cell in group.done):
-            metric = MEASURED[key].metric
+            metric, name = MEASURED[key].metric, MEASURED[key].header
             ranking = rank(results, metric, MEASURED[key].better, margin=margin)
-            marks[key] = mark_of(results, ranking)
-            name = MEASURED[key].header
+            pooling = stats.pool([group.numbers(metric) for group in results.groups])
+            standings[key] = _Standing(mark=mark_of(results, ranking), pooling=pooling)
             notes += mark_notes(results, ranking, name, margin=margin) + missing_notes(results, metric, name)
-    return marks, notes
+    return standings, notes
 
 
 def _own_loss(results: Results, margin: float) -> tuple[Column[Line], list[str]] | None:
