@@ -1,4 +1,4 @@
-"""The command line: `python -m analysis tables | figures | reference`.
+"""The command line: `python -m analysis tables | figures | claims | reference`.
 
 What costs time to import is imported when called.
 """
@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from analysis.claims import command as claims_command
 from hybrid.spec import ConfigError
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ examples:
   python -m analysis tables demo --check report         exit code 1, and a diff, if report/ is not what comes out now
   python -m analysis tables demo --format json | jq .   unrounded numbers for another program
   python -m analysis figures demo --out report          the figure alone
+  python -m analysis claims                             the paper's claims, judged by its own printed numbers
   python -m analysis reference                          the paper's printed costs beside those of our specs
 
 exit codes: 0 done; 2 something asked for does not exist; 1 anything else, such as a damaged store or a failed --check.
@@ -105,6 +107,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             code = _tables(args)
         elif args.command == "figures":
             _figures(args)
+        elif args.command == "claims":
+            _claims(args)
         else:
             _reference(args)
         sys.stdout.flush()
@@ -186,6 +190,15 @@ def _parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentPars
         "--figure", action=argparse.BooleanOptionalAction, help="draw the figure too (default: if --out is given)"
     )
     figures.add_argument("--out", metavar="DIR", type=Path, default=Path(), help="where to write (default: here)")
+    claims = subparsers.add_parser(
+        "claims",
+        help="judge the paper's claims, by its numbers or by ours",
+        description=claims_command.ABOUT,
+        epilog=claims_command.EXAMPLES,
+        formatter_class=form,
+        allow_abbrev=False,
+    )
+    claims_command.add_arguments(claims)
     reference = subparsers.add_parser(
         "reference",
         help="set the paper's printed costs beside ours",
@@ -199,7 +212,7 @@ def _parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentPars
     )
     reference.add_argument("--all", action="store_true", help="list the cells that agree too")
     reference.add_argument("--format", choices=REFERENCE_FORMATS, default="text", help="what to print (default: text)")
-    return parser, {"tables": tables, "figures": figures, "reference": reference}
+    return parser, {"tables": tables, "figures": figures, "claims": claims, "reference": reference}
 
 
 def _tables(args: argparse.Namespace) -> int:
@@ -266,6 +279,10 @@ def _made(args: argparse.Namespace) -> "tuple[tuple[Table[Any], ...], tuple[Resu
 def _figures(args: argparse.Namespace) -> None:
     results, store = _load(args)
     _say_where(_draw(results, store, args.out, optional=False))
+
+
+def _claims(args: argparse.Namespace) -> None:
+    print(claims_command.run(args, _bold if _on_terminal() else str, DEFAULT_STORE), end="")
 
 
 def _reference(args: argparse.Namespace) -> None:

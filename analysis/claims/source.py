@@ -17,7 +17,7 @@ from analysis import stats
 from analysis.claims.noise import NoiseFloor, SteadyRow, replicate_noise, steady_noise
 from analysis.claims.parts import LENGTHS, THROUGHPUT, Metric, Row
 from analysis.load import Group, Results, load
-from analysis.reference.compare import DERIVED, Place, Sweeps, places
+from analysis.reference.compare import DERIVED, Place, Sweeps, places, same_setting
 from analysis.reference.findings import NOISE_TABLES
 from analysis.reference.printed import Printed, PrintedRow
 from hybrid.decode import did_you_mean
@@ -337,7 +337,7 @@ class StoreSource(Source):
         own = () if self._scaled else place.overrides
         for results in self._asked(place.sweep, tuple(sorted((*own, *self._overrides)))):
             for group in results.groups:
-                if group.row == place.row and all(str(group.axes.get(key)) == str(value) for key, value in place.axes):
+                if group.row == place.row and all(same_setting(group.axes.get(key), v) for key, v in place.axes):
                     return group
         return None
 
