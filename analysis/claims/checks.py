@@ -139,7 +139,7 @@ class Checks:
         contrary = [
             max(group, key=lambda result: result.claimed or 0.0)
             for group in groups.values()
-            if not any(result.as_claimed for result in group)
+            if not any(result.as_claimed and not _on_the_worse_side(result) for result in group)
         ]
         if not contrary:
             return
@@ -497,6 +497,12 @@ class Checks:
         return _Pair(
             better=better, worse=worse, values=(a.mean, b.mean), metric=metric, claimed=sign * (a.mean - b.mean)
         )
+
+
+def _on_the_worse_side(found: Found) -> bool:
+    """Of what is said to be no worse: whether it is, within the margin or not."""
+    leaf = found.leaf
+    return isinstance(leaf, Compare) and leaf.wants == "not worse" and (found.claimed or 0.0) < -_TIE
 
 
 def _of(found: Found) -> dict[str, object]:

@@ -11,6 +11,7 @@ from analysis.claims.parts import (
     Metric,
     Part,
     Quoted,
+    Remark,
     Row,
     all_of,
     any_of,
@@ -110,11 +111,11 @@ def experts_help_everywhere(_: Source) -> Part:
     return all_of(parts)
 
 
-def the_recipe_does_not_matter(_: Source) -> Part:
+def the_recipe_does_not_matter(source: Source) -> Part:
     """The difference of every two architectures is the same in both recipes."""
     first = {name: _table2(name, equal_flops=False) for name in _ARCHITECTURES}
     second = {name: Row("14/15", f"{name} 1B 4e20") for name in _ARCHITECTURES}
-    return all_of(
+    shifts = [
         Compare(
             text=f"{a} - {b} in validation loss, scaling runs (0.5M tokens a batch) against Table 2 (2M)",
             plus=(second[a], first[b]),
@@ -123,7 +124,22 @@ def the_recipe_does_not_matter(_: Source) -> Part:
             wants="same",
         )
         for a, b in combinations(_ARCHITECTURES, 2)
-    )
+    ]
+    return all_of([*shifts, *_orders(source, {"Table 2": first, "the scaling runs": second})])
+
+
+def _orders(source: Source, recipes: Mapping[str, Mapping[str, Row]]) -> list[Remark]:
+    """The architectures by their losses, with their tokens, in each recipe."""
+    texts = []
+    for recipe, rows in recipes.items():
+        losses = {name: source.value(row, DCLM) for name, row in rows.items()}
+        ranked = sorted((value.mean, name) for name, value in losses.items() if value is not None)
+        if len(ranked) < len(rows):
+            return []
+        tokens = {name: run.train_tokens for name, row in rows.items() if (run := source.run(row)) is not None}
+        listed = " < ".join(f"{name} {loss:.3f} ({tokens.get(name, 0) / 1e9:.0f}e9)" for loss, name in ranked)
+        texts.append(f"{recipe}: {listed}")
+    return [Remark(text=f"order, with tokens: {'; '.join(texts)}")]
 
 
 # --- inter-layer hybrids --------------------------------------------------------------------------

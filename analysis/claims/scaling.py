@@ -19,6 +19,7 @@ from hybrid.cost import run_cost
 _MODELS: Final = ("Llama", "Mamba", "Inter-H", "Intra-H")
 _FEWEST_BUDGETS: Final = 3
 _ABOUT: Final = math.log(1.25)
+_TOKENS_A_PARAMETER: Final = 20
 _FAR: Final = 10.0
 
 
@@ -83,8 +84,9 @@ def compute_optimal(source: Source) -> Part:
     ratio = {model: {c: o.log_d - o.log_n for c, o in found.items()} for model, found in interior.items()}
     parts.append(
         _estimated(
-            "tokens a parameter at Llama's optima are about 20 (within a quarter)",
-            _mean([value - math.log(20) for value in ratio["Llama"].values()]),
+            f"tokens a parameter at Llama's optima, {math.exp(fmean(ratio['Llama'].values())):.1f} in the mean, are "
+            f"about {_TOKENS_A_PARAMETER}, within a quarter",
+            _mean([value - math.log(_TOKENS_A_PARAMETER) for value in ratio["Llama"].values()]),
             "log ratio",
             {f"C={math.exp(c):.0e}": round(math.exp(value), 2) for c, value in ratio["Llama"].items()},
             same=True,

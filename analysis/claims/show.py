@@ -17,7 +17,12 @@ _WIDTH: Final = 118
 
 def as_json(verdicts: Verdicts) -> str:
     """A list with an object for each claim; numbers in full, null where there is none."""
-    return json.dumps([_object(verdict, verdicts) for verdict in verdicts.claims], indent=1, ensure_ascii=False) + "\n"
+    return (
+        json.dumps(
+            [_object(verdict, verdicts) for verdict in verdicts.claims], indent=1, ensure_ascii=False, allow_nan=False
+        )
+        + "\n"
+    )
 
 
 def _object(verdict: ClaimVerdict, verdicts: Verdicts) -> dict[str, Any]:

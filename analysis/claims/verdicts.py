@@ -7,7 +7,7 @@ from typing import Final, final
 
 from analysis.claims.checks import Checks, Finding
 from analysis.claims.judge import Found, Judged, Settings, judge
-from analysis.claims.parts import Exact, Metric, Quoted
+from analysis.claims.parts import Estimated, Exact, Metric, Quoted
 from analysis.claims.registry import Claim, read_claims
 from analysis.claims.source import PrintedSource, Source
 from analysis.decide import POWER, Verdict
@@ -15,6 +15,7 @@ from hybrid.decode import did_you_mean
 from hybrid.spec import ConfigError
 from sweeps.power import MAX_SEEDS
 
+_FEW_ROWS: Final = 4
 VERDICTS: Final[tuple[Verdict, ...]] = ("holds", "fails", "equivalent", "undecided", "untestable")
 
 
@@ -136,6 +137,8 @@ def _fails(judged: Judged, decisive: Found, source: Source) -> str:
 
 def _undecided(judged: Judged, decisive: Found) -> str:
     texts = [f"{judged.n_as_claimed} of {judged.n_parts} parts point as claimed; the weakest: {described(decisive)}"]
+    if isinstance(decisive.leaf, Estimated):
+        return _sentence(f"{texts[0]}; the spread is that of the fit over budgets, which more sizes and budgets narrow")
     if decisive.std_error is None and decisive.p is None:
         return _sentence(f"{texts[0]}; with one seed a row nothing is known of the spread")
     if judged.alone == "holds":
@@ -164,6 +167,8 @@ def described(found: Found) -> str:
     if found.metric is not None and len(found.used) == 2:
         digits = found.metric.digits
         numbers = f" ({' against '.join(f'{used.value:.{digits}f}' for used in found.used)})"
+    elif found.metric is not None and 2 < len(found.used) <= _FEW_ROWS:
+        numbers = f" ({', '.join(f'{used.row} {used.value:.{found.metric.digits}f}' for used in found.used)})"
     interval = ""
     if found.low is not None and found.high is not None:
         interval = f", interval {_estimate(found.low, found)} to {_estimate(found.high, found)}"
