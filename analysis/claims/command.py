@@ -80,7 +80,7 @@ def run(args: argparse.Namespace, bold: Callable[[str], str], default_store: str
     from analysis.reference.printed import read_printed
     from sweeps.compose import Composer
 
-    problems = []
+    problems: list[str] = []
     settings = Settings(
         level=_number(args.level, "--level", 0.5, 1.0, problems),
         margin=None if args.margin is None else _number(args.margin, "--margin", 0.0, 10.0, problems),

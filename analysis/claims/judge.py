@@ -482,7 +482,7 @@ def _seeds(part: Part, found: Mapping[int, Found]) -> float:
             return max(_seeds(inner, found) for inner in part.parts)
         case _:
             result = found[id(part)]
-            if not result.by_chance:
+            if result.kind not in ("comparison", "estimate"):
                 return 1.0
             return math.inf if result.seeds_needed is None else float(result.seeds_needed)
 
