@@ -3,12 +3,15 @@
 import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from analysis.render import FORMATS, SUFFIXES, render
 from analysis.tables.table import Table
 from hybrid.decode import did_you_mean
 from hybrid.spec import ConfigError
+
+# What the tables of a request are called.
+NAMES: Final = ("table", "comparisons", "differences")
 
 
 def table_files(tables: Sequence[Table[Any]]) -> dict[str, str]:
@@ -41,7 +44,7 @@ def _expected(files: Mapping[str, str], paths: Sequence[Path]) -> Iterator[tuple
     for path in paths:
         if path.is_dir():
             # Figures may lie beside the tables; a table that does not come out any more is a difference too.
-            found = [one for one in sorted(path.iterdir()) if one.suffix in SUFFIXES.values()]
+            found = [one for one in sorted(path.iterdir()) if one.stem in NAMES and one.suffix in SUFFIXES.values()]
             if not found:
                 raise ConfigError(f"--check {path}: holds no table; expected one of {', '.join(files)}")
             yield from ((one, files.get(one.name, "")) for one in found)

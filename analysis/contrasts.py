@@ -24,6 +24,7 @@ Mark = Literal["best", "equivalent", "undecided"]
 Finding = Literal["lower", "higher", "equivalent", "undecided", "untestable"]
 
 ALPHA: Final = 1 - stats.LEVEL
+_ROUNDING: Final = 1e-12
 
 
 @final
@@ -193,26 +194,27 @@ def _contrast(first: Group, second: Group, block: Sequence[Sample], metric: str)
     common = [seed for seed in a.by_seed if seed in b.by_seed]
     if len(common) >= 2:
         estimate = fmean(a.by_seed[seed] - b.by_seed[seed] for seed in common)
-        spread = _paired_spread(a, b, common, block)
+        sd, df = _paired_spread(a, b, common, block)
         n = len(common)
-        difference = _difference(estimate, spread[0] * math.sqrt(2 / n), spread[1], n, n)
+        difference = _difference(a, b, estimate, (sd * math.sqrt(2 / n), df), n, n)
         return replace(made, difference=difference, how=f"{n} pairs", paired=True)
     sizes = len(a.values), len(b.values)
     estimate = fmean(a.values) - fmean(b.values)
     if min(sizes) < 2:
-        return replace(made, difference=_difference(estimate, 0.0, 0, *sizes), how=_sizes(sizes, "one seed"))
+        return replace(made, difference=_difference(a, b, estimate, (0.0, 0), *sizes), how=_sizes(sizes, "one seed"))
     how = "unpaired: other seeds" if not common else "unpaired: one seed in common"
-    std_error, df = _unpaired_error(a, b, block)
-    return replace(made, difference=_difference(estimate, std_error, df, *sizes), how=_sizes(sizes, how))
+    error = _unpaired_error(a, b, block)
+    return replace(made, difference=_difference(a, b, estimate, error, *sizes), how=_sizes(sizes, how))
 
 
 def _sizes(sizes: tuple[int, int], how: str) -> str:
     return f"{sizes[0]} and {sizes[1]}, {how}"
 
 
-def _difference(estimate: float, std_error: float, df: int, n_a: int, n_b: int) -> Difference:
-    """A spread of nothing is no spread that is known: it tells of a metric that seeds do not move."""
-    known = std_error > 0.0
+def _difference(a: Sample, b: Sample, estimate: float, error: tuple[float, int], n_a: int, n_b: int) -> Difference:
+    """A spread of nothing, but for the rounding of sums, is none that is known: seeds do not move such a metric."""
+    std_error, df = error
+    known = std_error > _ROUNDING * max(map(abs, (*a.values, *b.values)))
     return Difference(
         estimate=estimate, std_error=std_error if known else None, df=df if known else None, n_a=n_a, n_b=n_b, unit=""
     )

@@ -30,7 +30,8 @@ def baselines(results: Results, against: str) -> tuple[tuple[tuple[Group, Group]
     if not pairs:
         known = dict.fromkeys([group.row for group in results.groups] + [group.label for group in results.groups])
         if against in known:
-            raise ConfigError(f"--against {against}: there is no other row to compare with it")
+            where = f" at one {' and '.join(results.axes)}" if _gridded(results) else ""
+            raise ConfigError(f"--against {against}: there is no other row to compare with it{where}")
         raise ConfigError(f"--against {against}: no such row in this request{did_you_mean(against, known)}")
     return tuple(pairs), blocks
 

@@ -366,7 +366,8 @@ def _intervals(results: Results, layout: Layout) -> list[str]:
             name = MEASURED[key].header if key != "dclm" or own else metric_header(VAL_LOSS)
             metric = MEASURED[key].metric
             pooling = stats.pool([group.numbers(metric) for group in results.groups])
-            lines += interval_lines(results, metric, pooling, name)
+            said = interval_lines(results, metric, pooling, name)
+            lines += [line if line.startswith(name) else f"{name}: {line[0].lower()}{line[1:]}" for line in said]
     return list(dict.fromkeys(lines))
 
 
