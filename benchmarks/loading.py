@@ -33,9 +33,9 @@ from typing import Any
 REPO = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPO))
 
-NAME = "bench"
+NAME, SMALL = "bench", "small"
+N_SMALL = 250
 LAYOUTS = ("AAAA", "MMMM", "AMMM", "MAMM", "MMAM", "MMMA", "AMAM", "MAMA", "AAMM", "MMAA")
-N_SEEDS = 5
 EXPERIMENT = "bench"
 BATCH = 1000  # the metrics that MLflow takes at once
 
@@ -43,8 +43,8 @@ BATCH = 1000  # the metrics that MLflow takes at once
 # --- the runs -----------------------------------------------------------------------------------
 
 
-def specs(n: int) -> Iterator[tuple[str, float, int, Any]]:
-    """Row, learning rate, seed and spec of as many runs: ten layouts, five seeds, and learning rates as needed."""
+def specs(n: int, n_seeds: int) -> Iterator[tuple[str, float, int, Any]]:
+    """Row, learning rate, seed and spec of as many runs: ten layouts, `n_seeds` seeds, learning rates as needed."""
     from dataclasses import replace
 
     from hybrid.spec import (
@@ -84,14 +84,14 @@ def specs(n: int) -> Iterator[tuple[str, float, int, Any]]:
         data_seed=1,
     )
     for i in range(n):
-        layout, rest = LAYOUTS[i // N_SEEDS % len(LAYOUTS)], i // (N_SEEDS * len(LAYOUTS))
-        seed, lr = i % N_SEEDS + 1, 1e-4 * (rest + 1)
+        layout, rest = LAYOUTS[i // n_seeds % len(LAYOUTS)], i // (n_seeds * len(LAYOUTS))
+        seed, lr = i % n_seeds + 1, 1e-4 * (rest + 1)
         model = replace(base.model, blocks=tuple(blocks[letter] for letter in layout))
         optim = replace(base.optim, lr=lr)
         yield layout, lr, seed, replace(base, model=model, optim=optim, init_seed=seed, data_seed=seed)
 
 
-def build(root: Path, n: int, n_points: int, exported: Path | None) -> None:
+def build(root: Path, n: int, n_points: int, n_seeds: int, exported: Path | None) -> None:
     """A store of `n` runs that nobody trained, in one request; with `exported`, what MLflow is to be told of them."""
     import random
     from dataclasses import asdict
@@ -108,7 +108,7 @@ def build(root: Path, n: int, n_points: int, exported: Path | None) -> None:
     execution = {"device": "cpu", "kernels": "torch", "threads": 1, "nodes": 1, "gpus_per_node": 1, "ssd_chunk": 64}
     hour_ago = time.time() - 3600
     with open(exported, "w") if exported is not None else contextlib.nullcontext() as told:
-        for layout, lr, seed, spec in specs(n):
+        for layout, lr, seed, spec in specs(n, n_seeds):
             run_id = identify(spec)
             cells.append(
                 Cell(name=f"{layout}/lr={lr:g}/s{seed}", row=layout, axes={"optim.lr": lr}, seed=seed, run_id=run_id)
@@ -174,7 +174,8 @@ def build(root: Path, n: int, n_points: int, exported: Path | None) -> None:
             if told is not None:
                 told.write(json.dumps(_for_mlflow(layout, record, steps, curve)) + "\n")
     created_at = "2026-11-20T10:00:00+00:00"
-    store.publish_request(Request(sweep=NAME, overrides=(), created_at=created_at, report={}, cells=tuple(cells)))
+    for name, part in ((NAME, cells), (SMALL, cells[:N_SMALL])):
+        store.publish_request(Request(sweep=name, overrides=(), created_at=created_at, report={}, cells=tuple(part)))
 
 
 def _for_mlflow(layout: str, record: dict[str, Any], steps: list[int], curve: list[float]) -> dict[str, Any]:
@@ -245,8 +246,8 @@ def time_metrics_frame(root: Path) -> None:
     _timed(lambda: len(metrics(root)))
 
 
-def time_table(root: Path) -> None:
-    """`python -m analysis tables NAME`, from the command line read to the table printed."""
+def time_table(root: Path, name: str) -> None:
+    """`python -m analysis tables`, from the command line read to the table printed."""
     import io
 
     from analysis.__main__ import main
@@ -256,7 +257,7 @@ def time_table(root: Path) -> None:
 
     def table() -> int:
         with contextlib.redirect_stdout(io.StringIO()) as printed:
-            code = main(["tables", NAME, "--store", str(root)])
+            code = main(["tables", name, "--store", str(root)])
         assert not code, code
         return len(printed.getvalue().splitlines())
 
@@ -315,7 +316,8 @@ CHILDREN: dict[str, Callable[..., None]] = {
     "frame": lambda root: time_frame(Path(root)),
     "request-frame": lambda root: time_request_frame(Path(root)),
     "metrics-frame": lambda root: time_metrics_frame(Path(root)),
-    "table": lambda root: time_table(Path(root)),
+    "table": lambda root: time_table(Path(root), NAME),
+    "small-table": lambda root: time_table(Path(root), SMALL),
     "mlflow-fill": lambda uri, told: fill_mlflow(uri, Path(told)),
     "mlflow": time_mlflow,
 }
@@ -376,6 +378,7 @@ def measure(root: Path, scratch: Path, options: argparse.Namespace, exported: Pa
         take("request-frame", options.runs)
         take("metrics-frame", n_lines)
         take("table", None)
+        take("small-table", None)
         said = f", MLflow {theirs[-1]:.2f}" if theirs else ""
         print(f"round {number + 1}: DataFrame {ours['frame'][-1]:.3f} s{said}", file=sys.stderr)
     names = {
@@ -385,10 +388,12 @@ def measure(root: Path, scratch: Path, options: argparse.Namespace, exported: Pa
         "request-frame": "DataFrame of a request of all runs, warm",
         "metrics-frame": "DataFrame of all metric lines, warm",
         "table": "table of a request of all runs, warm",
+        "small-table": f"table of a request of {N_SMALL} runs, warm",
     }
     print(
-        f"{options.runs:,} runs, {options.points} metric lines each; {platform.machine()}, {os.cpu_count()} cores, "
-        f"Python {platform.python_version()}; seconds, medians of {options.rounds} ({options.firsts} of the first)"
+        f"{options.runs:,} runs, {options.seeds} seeds a line of the table, {options.points} metric lines each; "
+        f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}; seconds, "
+        f"medians of {options.rounds} ({options.firsts} of the first)"
     )
     for what, times in ours.items():
         print(
@@ -410,6 +415,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=10_000)
     parser.add_argument("--points", type=int, default=200, help="metric lines a run (default 200)")
+    parser.add_argument("--seeds", type=int, default=5, help="seeds of a line of the table (default 5)")
     parser.add_argument("--rounds", type=int, default=5, help="interleaved rounds of what is warm (default 5)")
     parser.add_argument("--firsts", type=int, default=1, help="how often the first index is made (default 1)")
     parser.add_argument("--mlflow-python", metavar="FILE", default=sys.executable, help="a Python that has mlflow")
@@ -425,7 +431,7 @@ def main() -> None:
         os.environ["XDG_CACHE_HOME"] = str(scratch / "cache")
         exported = None if options.no_mlflow else scratch / "told.jsonl"
         began = time.perf_counter()
-        build(scratch / "store", options.runs, options.points, exported)
+        build(scratch / "store", options.runs, options.points, options.seeds, exported)
         print(f"store of {options.runs:,} runs made in {time.perf_counter() - began:.0f} s", file=sys.stderr)
         measure(scratch / "store", scratch, options, exported)
 

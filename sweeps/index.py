@@ -388,7 +388,7 @@ class Index:
         }
 
     @cached_property
-    def _parts(self) -> dict[tuple[str, int], tuple[Any, Any]]:
+    def _parts(self) -> dict[tuple[str, type, Any], tuple[Any, Any]]:
         return {}
 
     def _decoded(self, plain: Mapping[str, Any]) -> RunSpec:
@@ -398,19 +398,29 @@ class Index:
             return decode(RunSpec, plain, "spec")  # it knows birth values, and what is wrong
         parts: dict[str, Any] = {}
         for name, part in plain.items():
-            if isinstance(part, dict):
+            key = name, type(part), id(part) if isinstance(part, dict | list) else part
+            known = self._parts.get(key)
+            if known is None:
                 # The part is kept with what it came to, so that no other can have its id.
-                known = self._parts.get((name, id(part)))
-                if known is None:
-                    known = self._parts[name, id(part)] = part, decode(types[name], part, f"spec.{name}")
-                parts[name] = known[1]
-            else:
-                parts[name] = decode(types[name], part, f"spec.{name}")
+                known = self._parts[key] = part, decode(types[name], part, f"spec.{name}")
+            parts[name] = known[1]
         return RunSpec(**parts)
 
 
-_Sections = dict[str, list[tuple[str | None, list[Any]]]]
-"""Of each part of a record: its values' names, None where it is one value, and the columns."""
+@dataclass(frozen=True, kw_only=True)
+class _Section:
+    """A part of the records: its values by row under their names, or, where it was no mapping, in `alone`.
+
+    `whole`: no row lacks a value.
+    """
+
+    names: tuple[str, ...]
+    rows: list[tuple[Any, ...]]
+    whole: bool
+    alone: list[Any] | None
+
+
+_Sections = dict[str, _Section]
 
 
 @cache
@@ -420,27 +430,40 @@ def _spec_types() -> dict[str, Any]:
 
 
 def _by_section(keys: Mapping[Key, Key], table: Table) -> _Sections:
-    sections: _Sections = {}
+    """`keys`: what the columns are called in a record, and in the table."""
+    names: dict[str, dict[str, list[Any]]] = {}
+    alone: dict[str, list[Any]] = {}
     for key, of_table in keys.items():
-        sections.setdefault(key[0], []).append((key[1] if len(key) > 1 else None, table.values(of_table)))
-    return sections
+        values = table.values(of_table)
+        inside = names.setdefault(key[0], {})
+        if len(key) > 1:
+            inside[key[1]] = values
+        else:
+            alone[key[0]] = values
+    return {
+        section: _Section(
+            names=tuple(inside),
+            rows=list(zip(*inside.values(), strict=True)),
+            whole=bool(inside) and not any(ABSENT in values for values in inside.values()),
+            alone=alone.get(section),
+        )
+        for section, inside in names.items()
+    }
 
 
 def _nested(sections: _Sections, at: int) -> dict[str, Any]:
     """A row as the mapping that it was."""
     nested: dict[str, Any] = {}
-    for section, columns in sections.items():
-        part = {}
-        for name, values in columns:
-            value = values[at]
-            if value is ABSENT:
-                continue
-            if name is None:
-                nested[section] = value
-            else:
-                part[name] = value
-        if part:
-            nested[section] = part
+    for name, section in sections.items():
+        if section.alone is not None and section.alone[at] is not ABSENT:
+            nested[name] = section.alone[at]
+        elif section.whole:
+            nested[name] = dict(zip(section.names, section.rows[at], strict=True))
+        elif section.names:
+            pairs = zip(section.names, section.rows[at], strict=True)
+            part = {inner: value for inner, value in pairs if value is not ABSENT}
+            if part:
+                nested[name] = part
     return nested
 
 
