@@ -24,6 +24,8 @@ LAYOUTS: Final = ("paper", "plain")
 SOURCES: Final = ("store", "paper")
 REFERENCE_FORMATS: Final = ("text", "json", "md")
 DEFAULT_STORE: Final = "store"
+# From so many runs on the index pays, which holds those of the whole store.
+MANY_CELLS: Final = 200
 
 _ABOUT = """\
 What the results say. Reads a store, never writes to it, never trains.
@@ -308,7 +310,12 @@ def _load(args: argparse.Namespace) -> "tuple[Results, Store]":
     from analysis.load import load, open_store, request_of
 
     store = open_store(_store_path(args))
-    return load(store, request_of(store, args.request, args.overrides)), store
+    request = request_of(store, args.request, args.overrides)
+    if len(request.all_cells) < MANY_CELLS:
+        return load(store, request), store
+    from sweeps.index import Index
+
+    return load(Index(store), request), store
 
 
 def _store_path(args: argparse.Namespace) -> Path:

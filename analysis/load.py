@@ -13,13 +13,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Final, final
+from typing import TYPE_CHECKING, Any, Final, final
 
 from hybrid.cost import layout_of, run_cost
 from hybrid.decode import decode, did_you_mean
 from hybrid.spec import ConfigError, RunSpec
 from sweeps.store import Cell, Request, Store, StoreError, Tuning
-from sweeps.tune import Choices, choose, settle, status_of
+from sweeps.tune import UNTUNED, Choices, choose, settle
+
+if TYPE_CHECKING:
+    from sweeps.index import Index
 
 LATEST: Final = "latest"
 STATUS_WORDS: Final = {"new": "not started"}
@@ -194,11 +197,14 @@ def request_of(store: Store, name: str, overrides: Sequence[str]) -> Request:
         raise ConfigError([*error.problems, *store.damaged_requests()]) from None
 
 
-def load(store: Store, request: Request) -> Results:
-    """Join the cells of `request` with their records. Raises ConfigError if the request has no cells."""
+def load(store: "Store | Index", request: Request) -> Results:
+    """Join the cells of `request` with their records, which an index of the store has sooner, where they are many.
+
+    Raises ConfigError if the request has no cells.
+    """
     if not request.cells:
         raise ConfigError(f"request = {request.sweep}: it has no cells")
-    choices = choose(request, store)
+    choices = choose(request, store if isinstance(store, Store) else store.store)
     members: dict[tuple[str, str], list[CellResult]] = {}
     for cell in settle(request, choices).cells:
         result = _result(store, cell)
@@ -241,7 +247,7 @@ def _as_text(value: object) -> str:
     return json.dumps(value, sort_keys=True, default=str)
 
 
-def _tuning_runs(store: Store, tuning: Tuning) -> TuningRuns:
+def _tuning_runs(store: "Store | Index", tuning: Tuning) -> TuningRuns:
     return TuningRuns(
         settings=tuning.settings,
         per=tuning.per,
@@ -251,8 +257,8 @@ def _tuning_runs(store: Store, tuning: Tuning) -> TuningRuns:
     )
 
 
-def _result(store: Store, cell: Cell) -> CellResult:
-    status = status_of(cell, store)
+def _result(store: "Store | Index", cell: Cell) -> CellResult:
+    status = UNTUNED if cell.run_id is None else store.status(cell.run_id)
     record: Mapping[str, Any] = {}
     metrics: Mapping[str, Any] = {}
     problem = None
@@ -278,7 +284,7 @@ def _result(store: Store, cell: Cell) -> CellResult:
     )
 
 
-def _problem(store: Store, run_id: str) -> str | None:
+def _problem(store: "Store | Index", run_id: str) -> str | None:
     try:
         store.record(run_id)
     except StoreError as error:
@@ -286,8 +292,10 @@ def _problem(store: Store, run_id: str) -> str | None:
     return None
 
 
-def _eval_records(store: Store, run_id: str) -> list[Mapping[str, Any]]:
+def _eval_records(store: "Store | Index", run_id: str) -> Sequence[Mapping[str, Any]]:
     """The records of the run's evaluations, in the order of their ids; those that cannot be read are left out."""
+    if not isinstance(store, Store):
+        return [record for _, record in sorted(store.eval_records(run_id).items())]
     found: list[Mapping[str, Any]] = []
     directory = store.run_dir(run_id) / "evals"
     names = sorted(os.listdir(directory)) if directory.is_dir() else []
@@ -323,8 +331,10 @@ def _predicted_cost(spec: RunSpec | None) -> dict[str, Any]:
         return {}
 
 
-def _read_spec(store: Store, run_id: str, record: Mapping[str, Any]) -> RunSpec | None:
+def _read_spec(store: "Store | Index", run_id: str, record: Mapping[str, Any]) -> RunSpec | None:
     try:
+        if not isinstance(store, Store):
+            return store.run_spec(run_id)
         plain = record.get("spec") or store.spec(run_id)
         return None if plain is None else decode(RunSpec, plain, "spec")
     except (ConfigError, StoreError):

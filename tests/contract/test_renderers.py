@@ -120,7 +120,7 @@ def marked() -> Table[Row]:
         columns=(
             Column[Row](key="group", header="group", value=lambda row: row["group"], fmt=str),
             Column[Row](
-                key="loss", header="loss", value=lambda row: row["loss"], fmt=show, mark=lambda row: row["mark"]
+                key="loss", header="loss", value=lambda row: row["loss"], fmt=str, mark=lambda row: row["mark"]
             ),
         ),
         rows=rows,
@@ -133,7 +133,7 @@ def marked() -> Table[Row]:
 def test_every_format_tells_the_marks_apart() -> None:
     shown = {form: render([marked()], form) for form in FORMATS}
     assert re.findall(r"\| +(\S+(?: \S)?) \|$", shown["markdown"], re.MULTILINE)[2:] == [
-        "**1**",
+        "**1.0**",
         "1.1 ≈",
         "1.2 ?",
         "1.3",
