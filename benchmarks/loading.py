@@ -61,8 +61,17 @@ def specs(n: int, n_seeds: int) -> Iterator[tuple[str, float, int, Any]]:
     )
 
     attention = AttentionSpec(n_heads=4, n_kv_heads=2, head_dim=16, rope=RopeSpec(theta=10000.0, scaling=None))
-    times: dict[str, float] = {"a_init_min": 1.0, "a_init_max": 16.0, "dt_init_min": 0.001, "dt_init_max": 0.1}
-    mamba = Mamba2Spec(d_ssm=128, head_dim=32, d_state=16, n_groups=1, d_conv=4, **times)
+    mamba = Mamba2Spec(
+        d_ssm=128,
+        head_dim=32,
+        d_state=16,
+        n_groups=1,
+        d_conv=4,
+        a_init_min=1.0,
+        a_init_max=16.0,
+        dt_init_min=0.001,
+        dt_init_max=0.1,
+    )
     blocks = {
         "A": BlockSpec(mixer=attention, ffn=SwigluSpec(d_ffn=128)),
         "M": BlockSpec(mixer=mamba, ffn=SwigluSpec(d_ffn=128)),
