@@ -16,7 +16,7 @@ from statistics import fmean
 from typing import Final, Literal, final
 
 from analysis import stats
-from analysis.decide import Difference, Evidence, adjusted, decide, evidence_of, seeds_to_decide
+from analysis.decide import Difference, Evidence, adjusted, evidence_of, seeds_to_decide
 from analysis.load import Group, Results
 
 Better = Literal["lower", "higher"]
@@ -49,9 +49,9 @@ class Sample:
                 found.setdefault(seed, []).append(value)
         return {seed: fmean(values) for seed, values in found.items()}
 
-    def shares_a_run(self, other: "Sample") -> bool:
-        mine = {cell.run_id for cell in self.group.cells if cell.run_id is not None}
-        return not mine.isdisjoint(cell.run_id for cell in other.group.cells)
+    @cached_property
+    def run_ids(self) -> frozenset[str]:
+        return frozenset(cell.run_id for cell in self.group.cells if cell.run_id is not None)
 
 
 @final
@@ -88,8 +88,9 @@ class Contrast:
         """With its interval at the level, not adjusted for other comparisons."""
         if self.difference is None:
             return None
-        low = decide(self.difference, margin=0.0).low
-        half = None if low is None else self.difference.estimate - low
+        half = None
+        if self.difference.std_error is not None and self.difference.df is not None:
+            half = stats.t_quantile(self.difference.df) * self.difference.std_error
         n = min(self.difference.n_a, self.difference.n_b)
         return stats.Estimate(mean=self.difference.estimate, half=half, sd=None, n=n)
 
@@ -101,11 +102,11 @@ def contrasts(
 
     `blocks` are the rows that share their noise: both of a pair are in one of them.
     """
-    found = []
-    for first, second in pairs:
-        block = next(block for block in blocks if any(group is first for group in block))
-        found.append(_contrast(first, second, [Sample(group=group, metric=metric) for group in block], metric))
-    return _judged(found, margin)
+    block_of = {}
+    for groups in blocks:
+        block = _Block(groups, metric)
+        block_of.update({id(group): block for group in groups})
+    return _judged([block_of[id(first)].contrast(first, second) for first, second in pairs], margin)
 
 
 def blocks_of(results: Results) -> tuple[tuple[Group, ...], ...]:
@@ -160,8 +161,11 @@ def rank(results: Results, metric: str, better: Better | None, *, margin: float 
     places = {id(group): place for place, group in enumerate(results.groups)}
     marks: dict[int, Mark] = {}
     unclear: list[Contrast] = []
+    of_leader: dict[int, list[Contrast]] = {id(best): [] for best in leaders}
+    for contrast in made:
+        of_leader[id(contrast.first)].append(contrast)
     for best in leaders:
-        mine = [contrast for contrast in made if contrast.first is best]
+        mine = of_leader[id(best)]
         undecided = [c for c in mine if c.difference is not None and c.finding not in (better, "equivalent")]
         unclear += undecided
         marks |= {places[id(contrast.second)]: "undecided" for contrast in undecided}
@@ -172,39 +176,92 @@ def rank(results: Results, metric: str, better: Better | None, *, margin: float 
     return Ranking(marks=marks, contrasts=made, undecided=tuple(unclear), single=False)
 
 
-def _contrast(first: Group, second: Group, block: Sequence[Sample], metric: str) -> Contrast:
-    a, b = Sample(group=first, metric=metric), Sample(group=second, metric=metric)
-    made = Contrast(
-        first=first,
-        second=second,
-        difference=None,
-        how="",
-        paired=False,
-        p=None,
-        p_holm=None,
-        p_equivalent=None,
-        finding="untestable",
-        comparisons=0,
-        margin=0.0,
-    )
-    if not a.values or not b.values:
-        return replace(made, how="no value")
-    if a.shares_a_run(b):
-        return replace(made, how="the same runs")
-    common = [seed for seed in a.by_seed if seed in b.by_seed]
-    if len(common) >= 2:
-        estimate = fmean(a.by_seed[seed] - b.by_seed[seed] for seed in common)
-        sd, df = _paired_spread(a, b, common, block)
-        n = len(common)
-        difference = _difference(a, b, estimate, (sd * math.sqrt(2 / n), df), n, n)
-        return replace(made, difference=difference, how=f"{n} pairs", paired=True)
-    sizes = len(a.values), len(b.values)
-    estimate = fmean(a.values) - fmean(b.values)
-    if min(sizes) < 2:
-        return replace(made, difference=_difference(a, b, estimate, (0.0, 0), *sizes), how=_sizes(sizes, "one seed"))
-    how = "unpaired: other seeds" if not common else "unpaired: one seed in common"
-    error = _unpaired_error(a, b, block)
-    return replace(made, difference=_difference(a, b, estimate, error, *sizes), how=_sizes(sizes, how))
+class _Block:
+    """Rows that share their noise; what they have in common is worked out once."""
+
+    def __init__(self, groups: Sequence[Group], metric: str) -> None:
+        self._samples = {id(group): Sample(group=group, metric=metric) for group in groups}
+        self._spreads: dict[tuple[int, ...], tuple[float, int] | None] = {}
+
+    def contrast(self, first: Group, second: Group) -> Contrast:
+        """Not judged yet."""
+        a, b = self._samples[id(first)], self._samples[id(second)]
+        made = Contrast(
+            first=first,
+            second=second,
+            difference=None,
+            how="",
+            paired=False,
+            p=None,
+            p_holm=None,
+            p_equivalent=None,
+            finding="untestable",
+            comparisons=0,
+            margin=0.0,
+        )
+        if not a.values or not b.values:
+            return replace(made, how="no value")
+        if not a.run_ids.isdisjoint(b.run_ids):
+            return replace(made, how="the same runs")
+        common = tuple(seed for seed in a.by_seed if seed in b.by_seed)
+        if len(common) >= 2:
+            estimate = fmean(a.by_seed[seed] - b.by_seed[seed] for seed in common)
+            sd, df = self._paired_spread(a, b, common)
+            n = len(common)
+            difference = _difference(a, b, estimate, (sd * math.sqrt(2 / n), df), n, n)
+            return replace(made, difference=difference, how=f"{n} pairs", paired=True)
+        sizes = len(a.values), len(b.values)
+        estimate = fmean(a.values) - fmean(b.values)
+        if min(sizes) < 2:
+            difference = _difference(a, b, estimate, (0.0, 0), *sizes)
+            return replace(made, difference=difference, how=_sizes(sizes, "one seed"))
+        how = "unpaired: other seeds" if not common else "unpaired: one seed in common"
+        difference = _difference(a, b, estimate, self._unpaired_error(a, b), *sizes)
+        return replace(made, difference=difference, how=_sizes(sizes, how))
+
+    def _paired_spread(self, a: Sample, b: Sample, seeds: tuple[int, ...]) -> tuple[float, int]:
+        """The standard deviation of a run after the effects of rows and seeds, and its degrees of freedom.
+
+        From every row of the block that has these seeds if they are alike in spread, with the seeds' effects and
+        without (`stats.pool` judges; one wild row shows in the residuals of all), else from the two rows alone.
+        """
+        if seeds not in self._spreads:
+            complete = [sample for sample in self._samples.values() if all(seed in sample.by_seed for seed in seeds)]
+            rows = [[sample.by_seed[seed] for seed in seeds] for sample in complete]
+            alike = stats.pool(rows).used and stats.pool(_residuals(rows)).used
+            self._spreads[seeds] = _residual_spread(rows) if alike else None
+        of_two = [[sample.by_seed[seed] for seed in seeds] for sample in (a, b)]
+        return self._spreads[seeds] or _residual_spread(of_two)
+
+    def _unpaired_error(self, a: Sample, b: Sample) -> tuple[float, int]:
+        """Standard error and degrees of freedom: pooled over the rows, else Welch's with its fraction cut off."""
+        n_a, n_b = len(a.values), len(b.values)
+        if self._pooling.used and self._pooling.sd is not None:
+            return self._pooling.sd * math.sqrt(1 / n_a + 1 / n_b), self._pooling.df
+        parts = [(stats.standard_deviation(sample.values) or 0.0) ** 2 / len(sample.values) for sample in (a, b)]
+        total = sum(parts)
+        if total == 0.0:
+            return 0.0, 0
+        return math.sqrt(total), math.floor(total**2 / (parts[0] ** 2 / (n_a - 1) + parts[1] ** 2 / (n_b - 1)))
+
+    @cached_property
+    def _pooling(self) -> stats.Pooling:
+        return stats.pool([sample.values for sample in self._samples.values()])
+
+
+def _residuals(rows: Sequence[Sequence[float]]) -> list[list[float]]:
+    of_row = [fmean(row) for row in rows]
+    of_seed = [fmean(values) for values in zip(*rows, strict=True)]
+    grand = fmean(of_row)
+    return [
+        [value - mine - of_seed[j] + grand for j, value in enumerate(row)]
+        for row, mine in zip(rows, of_row, strict=True)
+    ]
+
+
+def _residual_spread(rows: Sequence[Sequence[float]]) -> tuple[float, int]:
+    df = (len(rows) - 1) * (len(rows[0]) - 1)
+    return math.sqrt(math.fsum(value**2 for row in _residuals(rows) for value in row) / df), df
 
 
 def _sizes(sizes: tuple[int, int], how: str) -> str:
@@ -218,41 +275,6 @@ def _difference(a: Sample, b: Sample, estimate: float, error: tuple[float, int],
     return Difference(
         estimate=estimate, std_error=std_error if known else None, df=df if known else None, n_a=n_a, n_b=n_b, unit=""
     )
-
-
-def _paired_spread(a: Sample, b: Sample, seeds: Sequence[int], block: Sequence[Sample]) -> tuple[float, int]:
-    """The standard deviation of a run after the effects of rows and seeds, and its degrees of freedom.
-
-    From every row of the block that has these seeds if they are alike in spread, with the seeds' effects and without
-    (`stats.pool` judges; one wild row shows in the residuals of all), else from the two rows alone.
-    """
-    complete = [sample for sample in block if all(seed in sample.by_seed for seed in seeds)]
-    for samples in (complete, [a, b]):
-        rows = [[sample.by_seed[seed] for seed in seeds] for sample in samples]
-        residuals = _residuals(rows)
-        if len(rows) == 2 or (stats.pool(rows).used and stats.pool(residuals).used):
-            df = (len(rows) - 1) * (len(seeds) - 1)
-            return math.sqrt(math.fsum(value**2 for row in residuals for value in row) / df), df
-    raise AssertionError("the two rows are always left")
-
-
-def _residuals(rows: Sequence[Sequence[float]]) -> list[list[float]]:
-    grand = fmean(fmean(row) for row in rows)
-    of_seed = [fmean(row[j] for row in rows) for j in range(len(rows[0]))]
-    return [[value - fmean(row) - of_seed[j] + grand for j, value in enumerate(row)] for row in rows]
-
-
-def _unpaired_error(a: Sample, b: Sample, block: Sequence[Sample]) -> tuple[float, int]:
-    """Standard error and degrees of freedom: pooled over the block's rows, else Welch's with its fraction cut off."""
-    n_a, n_b = len(a.values), len(b.values)
-    pooling = stats.pool([sample.values for sample in block])
-    if pooling.used and pooling.sd is not None:
-        return pooling.sd * math.sqrt(1 / n_a + 1 / n_b), pooling.df
-    parts = [(stats.standard_deviation(sample.values) or 0.0) ** 2 / len(sample.values) for sample in (a, b)]
-    total = sum(parts)
-    if total == 0.0:
-        return 0.0, 0
-    return math.sqrt(total), math.floor(total**2 / (parts[0] ** 2 / (n_a - 1) + parts[1] ** 2 / (n_b - 1)))
 
 
 def _judged(made: Sequence[Contrast], margin: float) -> tuple[Contrast, ...]:

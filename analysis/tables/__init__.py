@@ -15,7 +15,7 @@ from analysis.tables.differences import difference_table
 from analysis.tables.estimates import estimate_table
 from analysis.tables.layouts import LAYOUTS
 from analysis.tables.paper import paper_table
-from analysis.tables.probe import SOLVED, Comparison, comparison_table, probe_table, solved, survival
+from analysis.tables.probe import MOST_COMPARED, SOLVED, Comparison, comparison_table, probe_table, solved, survival
 from analysis.tables.table import Column, Table, Value
 from analysis.tables.words import VAL_LOSS, metric_header, show
 from hybrid.decode import did_you_mean
@@ -80,7 +80,8 @@ def build_tables(
         if margin is not None:
             raise ConfigError(f"--margin {margin:g}: this table counts seeds solved; expected --metric with it")
         main = probe_table(results)
-        return (main, comparison_table(results, against)) if against or len(results.groups) >= 2 else (main,)
+        compared = against is not None or 2 <= len(results.groups) <= MOST_COMPARED
+        return (main, comparison_table(results, against)) if compared else (main,)
     main = estimate_table(results, chosen, margin=margin or 0.0)
     return (main, *_differences(results, chosen, against, margin))
 

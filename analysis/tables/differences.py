@@ -167,6 +167,8 @@ def _undecided_notes(ranking: Ranking, name: str) -> list[str]:
         left = len(undecided) - _NAMES_SHOWN
         more = f" and {left} more" if left > 0 else ""
         notes.append(f"?: undecided against the best {name}, {undecided[0].first.label}: {listed}{more}.")
+        if len(notes) == _NAMES_SHOWN and len(blocks) > _NAMES_SHOWN:
+            return [*notes, f"?: likewise at {len(blocks) - _NAMES_SHOWN} more points of the grid."]
     return notes
 
 

@@ -23,6 +23,8 @@ from analysis.tables.table import Column, Table, Value, unmarked
 from analysis.tables.words import count, show, show_flops, show_p, show_p_value, si, three_digits
 
 SOLVED: Final = "solved"
+# Every pair of more rows is a table that nobody reads, and tests that find nothing after Holm.
+MOST_COMPARED: Final = 60
 
 
 @final
@@ -60,6 +62,10 @@ def probe_table(results: Results) -> Table[Group]:
     footnotes = []
     if any(mark(group) for group in results.groups):
         footnotes.append("Bold: told apart from every other row (Fisher's exact test, Holm over every pair, 5%).")
+    if len(results.groups) > MOST_COMPARED:
+        footnotes.append(
+            f"More than {MOST_COMPARED} rows are not compared pair by pair; --against ROW compares with one."
+        )
     if any(cell.diverged for cell in results.cells):
         footnotes.append("A diverged run counts as unsolved, censored at the last step it was allowed.")
     if any(not cell.final for cell in results.cells):
@@ -123,7 +129,7 @@ def _mark_of(results: Results) -> Callable[[Group], Mark | None]:
     A large p shows nothing, so that no row is called equivalent.
     """
     shares = {id(group): found.k / found.n for group in results.groups if (found := solved(group)) is not None}
-    if len(shares) < 2:
+    if not 2 <= len(shares) <= MOST_COMPARED:
         return unmarked
     best = max(shares, key=lambda key: shares[key])
     pairs = _compared(list(itertools.combinations(results.groups, 2)))
