@@ -97,6 +97,8 @@ def run(args: argparse.Namespace, bold: Callable[[str], str], default_store: str
         chosen(args.claim)
     except ConfigError as error:
         problems += error.problems
+    if simulations is not None and args.claim:
+        problems.append("--calibrate with --claim: expected one of the two; all claims are judged together")
     if problems:
         raise ConfigError(problems)
     with Composer() as composer:

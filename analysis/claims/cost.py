@@ -200,6 +200,8 @@ def heads_are_halved(source: Source) -> Part:
     full_attention, full_mamba = llama.blocks[0].mixer, mamba.blocks[0].mixer
     if not isinstance(full_attention, AttentionSpec) or not isinstance(full_mamba, Mamba2Spec):
         raise ValueError("table5: expected attention in Llama and Mamba-2 in Mamba")
+    printed = next(row for row in source.rows.of("20") if row.label == "1B 1:1")
+    width = source.rows.entry(printed).printed["d_trans"]
     full = (full_attention.n_heads, full_attention.n_heads * full_attention.head_dim, full_mamba.d_ssm)
     found: list[Part] = []
     for row in source.rows.of("5", lambda entry: entry.printed["module"] == "T/M"):
@@ -217,6 +219,13 @@ def heads_are_halved(source: Source) -> Part:
                 found=f"{ours[0]} of {full[0]} heads; d_qk {ours[1]} of {full[1]} ({float(shares[1]):.0%}), d_ssm "
                 f"{ours[2]} of {full[2]} ({float(shares[2]):.0%}): with these the printed parameters come out",
                 numbers={"heads": ours[0], "d_qk": ours[1], "d_ssm": ours[2]},
+            )
+        )
+    if 2 * width != full[1]:
+        found.append(
+            Remark(
+                text=f"Table 20 prints d_qk {width} of {full[1]} for the concatenated block at 1:1",
+                numbers={"d_trans": int(width)},
             )
         )
     return all_of(found)

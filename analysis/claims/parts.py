@@ -15,7 +15,7 @@ class Metric:
     """A number of a row: the columns that print it, the metric that a run records, and what is too small to matter.
 
     Throughputs are compared by their ratios: `logarithmic`, and `margin` is then of the logarithm. `average`: the mean
-    of all columns is meant, else the first that is printed.
+    of all columns is meant, else the first that is printed. `of_device`: it compares runs on one device alone.
     """
 
     name: str
@@ -28,6 +28,7 @@ class Metric:
     recorded: str | None
     logarithmic: bool = False
     average: bool = False
+    of_device: bool = False
 
 
 DCLM: Final = Metric(
@@ -35,7 +36,7 @@ DCLM: Final = Metric(
     label="validation loss",
     unit="nats",
     better="less",
-    margin=0.005,
+    margin=0.005,  # about what parameters that are matched to a twentieth leave open
     digits=3,
     columns=("dclm", "dclm_nll"),
     recorded="val_loss_nats",
@@ -86,7 +87,31 @@ MEAN_THROUGHPUT: Final = Metric(
     logarithmic=True,
     average=True,
 )
-METRICS: Final = (DCLM, PG19, ACCURACY, *THROUGHPUT.values(), MEAN_THROUGHPUT)
+TRAINING_SPEED: Final = Metric(
+    name="train_tokens_per_s",
+    label="training speed",
+    unit="tokens/s",
+    better="greater",
+    margin=0.05,
+    digits=0,
+    columns=(),
+    recorded="tokens_per_s",
+    logarithmic=True,
+    of_device=True,
+)
+TRAINING_MEMORY: Final = Metric(
+    name="train_memory_bytes",
+    label="peak memory",
+    unit="bytes",
+    better="less",
+    margin=0.05,
+    digits=0,
+    columns=(),
+    recorded="peak_memory_bytes",
+    logarithmic=True,
+    of_device=True,
+)
+METRICS: Final = (DCLM, PG19, ACCURACY, *THROUGHPUT.values(), MEAN_THROUGHPUT, TRAINING_SPEED, TRAINING_MEMORY)
 
 
 @final

@@ -59,6 +59,7 @@ def _object(verdict: ClaimVerdict, verdicts: Verdicts) -> dict[str, Any]:
         },
         "seeds_needed": judged.seeds_needed,
         "needs": verdict.needs,
+        "marks": list(verdict.marks),
         "numbers": [_number(found) for found in judged.found if found.kind != "remark"],
         "findings": [
             {"kind": finding.kind, "text": finding.text, "numbers": [dict(n) for n in finding.numbers]}
@@ -130,7 +131,15 @@ def _wrapped(text: str, first: str, others: str) -> list[str]:
 
 def as_markdown(verdicts: Verdicts) -> str:
     """A table, a line for each claim."""
-    lines = [*_head(verdicts), "", "| claim | statement | verdict | why | beside it |", "|:--|:--|:--|:--|:--|"]
+    first, *others = _head(verdicts)
+    lines = [
+        first,
+        "",
+        *(f"- {line}" for line in others),
+        "",
+        "| claim | statement | verdict | why | beside it |",
+        "|:--|:--|:--|:--|:--|",
+    ]
     for verdict in verdicts.claims:
         beside = "<br>".join(f"*{finding.kind}*: {_escaped(finding.text)}" for finding in verdict.findings)
         cells = (
@@ -144,10 +153,9 @@ def as_markdown(verdicts: Verdicts) -> str:
 
 
 def _escaped(text: str) -> str:
-    for character in "\\|<>*_`":
-        text = text.replace(
-            character, f"\\{character}" if character not in "<>" else {"<": "&lt;", ">": "&gt;"}[character]
-        )
+    """Nothing in a cell is markup, but for code between backticks."""
+    for character, escaped in (("\\", "\\\\"), ("|", "\\|"), ("<", "&lt;"), (">", "&gt;"), ("*", "\\*")):
+        text = text.replace(character, escaped)
     return text
 
 
@@ -156,6 +164,11 @@ def _head(verdicts: Verdicts) -> list[str]:
     counts = Counter(verdict.verdict for verdict in verdicts.claims)
     of = "the paper's own printed numbers" if isinstance(verdicts.source, PrintedSource) else "the store's records"
     error = (1 - verdicts.settings.level) / 2
+    names = {
+        verdict: [found.claim.id for found in verdicts.claims if found.verdict == verdict]
+        for verdict in VERDICTS
+        if counts[verdict]
+    }
     lines = [
         f"{len(verdicts.claims)} claims of arXiv 2510.04800 by {of}: "
         + ", ".join(f"{counts[verdict]} {verdict}" for verdict in VERDICTS if counts[verdict])
@@ -164,6 +177,7 @@ def _head(verdicts: Verdicts) -> list[str]:
         f'claims that noise can decide is at most {error:.1%} (Holm), that of a false "fails" {error:.1%} a claim.',
         f"Equivalent: within {verdicts.settings.margin_of(DCLM):g} nats, {ACCURACY.margin:g} points of accuracy, "
         f"{THROUGHPUT[2048].margin:.0%} of throughput.",
+        *(f"{verdict}: {' '.join(ids)}" for verdict, ids in names.items() if len(verdicts.claims) > 1),
     ]
     for scale in ("1B", "350M"):
         noise = verdicts.source.noise(scale, DCLM)

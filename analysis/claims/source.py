@@ -7,7 +7,8 @@ so that the same names find the records of that sweep.
 import math
 import shlex
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from statistics import fmean
@@ -16,7 +17,7 @@ from typing import Final, final
 from analysis import stats
 from analysis.claims.noise import NoiseFloor, SteadyRow, replicate_noise, steady_noise
 from analysis.claims.parts import LENGTHS, THROUGHPUT, Metric, Row
-from analysis.load import Group, Results, load
+from analysis.load import CellResult, Group, Results, load
 from analysis.reference.compare import DERIVED, Place, Sweeps, places, same_setting
 from analysis.reference.findings import NOISE_TABLES
 from analysis.reference.printed import Printed, PrintedRow
@@ -243,12 +244,17 @@ class PrintedSource(Source):
         return self.rows.run(row)
 
     def missing(self, rows: Sequence[Row], metric: Metric) -> tuple[str, str]:
-        return f"the paper prints no {metric.label} of {rows[0].label}", _command(self.rows.entry(rows[0]).place, ())
+        command = _command(self.rows.entry(rows[0]).place, ())
+        what = f"the paper prints no {metric.label} of {rows[0].label}"
+        return what, f"{command}{' on one kind of device' if metric.of_device else ''}"
 
 
 @final
 class StoreSource(Source):
     """Records of requests in a store: the mean over seeds, and the spread between them pooled over all rows of a scale.
+
+    Where rows do not have the same spread, the widest stands for all. Rows are not paired on data seeds, which can only
+    make their differences look less certain than they are.
 
     `overrides` are those that the requests were asked for with, beside a row's own. With `scale=` among them, rows
     that the paper has at 1B are read at that scale, and its other scales are left out.
@@ -290,20 +296,26 @@ class StoreSource(Source):
                 continue
             fresh = [cell for cell in group.done if cell.run_id not in seen]
             seen |= {cell.run_id for cell in fresh if cell.run_id is not None}
-            numbers = [number for cell in fresh if (number := _recorded(cell.number, metric)) is not None]
+            numbers = self._recorded(fresh, metric)
             if metric.logarithmic:
-                numbers = [math.log(number) for number in numbers if number > 0]
+                numbers = [math.log(number) for number in numbers]
             if len(numbers) > 1:
                 samples.append(numbers)
                 rows += 1
         pooled = stats.pool(samples)
         if pooled.sd is None:
             return None
+        unit = "log" if metric.logarithmic else metric.unit
+        if not pooled.used:
+            widest = max(samples, key=lambda sample: stats.standard_deviation(sample) or 0.0)
+            return NoiseFloor(
+                sd=stats.standard_deviation(widest) or 0.0,
+                df=len(widest) - 1,
+                unit=unit,
+                source=f"the widest spread between seeds of any row in the store, not pooled: {pooled.reason}",
+            )
         return NoiseFloor(
-            sd=pooled.sd,
-            df=pooled.df,
-            unit="log" if metric.logarithmic else metric.unit,
-            source=f"seeds of {rows} row{'' if rows == 1 else 's'} in the store, pooled",
+            sd=pooled.sd, df=pooled.df, unit=unit, source=f"seeds of {rows} rows in the store, pooled; {pooled.reason}"
         )
 
     def run(self, row: Row) -> RunSpec | None:
@@ -327,7 +339,27 @@ class StoreSource(Source):
         group = self._group(row)
         if group is None:
             return []
-        return [number for cell in group.done if (number := _recorded(cell.number, metric)) is not None]
+        return self._recorded(group.done, metric)
+
+    def _recorded(self, cells: Iterable[CellResult], metric: Metric) -> list[float]:
+        """What depends on the device is read of the device alone on which most runs of the store were made."""
+        if metric.recorded is None:
+            return []
+        if not metric.of_device:
+            numbers = [number for cell in cells if (number := cell.number(metric.recorded)) is not None]
+            return [number for number in numbers if number > 0] if metric.logarithmic else numbers
+        found = []
+        for cell in cells:
+            number = cell.metrics.get(metric.recorded, cell.provenance.get(metric.recorded))
+            if isinstance(number, int | float) and 0 < number < math.inf and _device_of(cell) == self._device:
+                found.append(float(number))
+        return found
+
+    @cached_property
+    def _device(self) -> object:
+        cells = [cell for row in self.rows if (group := self._group(row)) is not None for cell in group.done]
+        counts = Counter(_device_of(cell) for cell in {cell.run_id: cell for cell in cells}.values())
+        return counts.most_common(1)[0][0] if counts else None
 
     def _group(self, row: Row) -> Group | None:
         """The row's runs, in the newest request that has any."""
@@ -358,8 +390,8 @@ def _fits(request: Request, sweep: str, overrides: tuple[str, ...]) -> bool:
     return request.sweep == sweep and asked == overrides
 
 
-def _recorded(number: Callable[[str], float | None], metric: Metric) -> float | None:
-    return None if metric.recorded is None else number(metric.recorded)
+def _device_of(cell: CellResult) -> object:
+    return cell.provenance.get("device_name") or cell.provenance.get("processor") or cell.provenance.get("device")
 
 
 def _command(place: Place, overrides: Sequence[str]) -> str:

@@ -29,6 +29,11 @@ class ClaimVerdict:
     findings: tuple[Finding, ...]
 
     @property
+    def marks(self) -> tuple[str, ...]:
+        """The kinds of its findings, each once."""
+        return tuple(dict.fromkeys(finding.kind for finding in self.findings))
+
+    @property
     def needs(self) -> str | None:
         """What would make it testable."""
         return None if self.judged.decisive is None else self.judged.decisive.needs
@@ -66,6 +71,7 @@ def judge_claims(source: Source, settings: Settings, asked: Sequence[str] = ()) 
     claims = {claim.id: claim for claim in read_claims()}
     judged = judge({name: claim.predicate(source) for name, claim in claims.items()}, source, settings)
     checks = Checks(source)
+    found = {name: checks.findings(judged[name]) for name in wanted}
     return Verdicts(
         source=source,
         settings=settings,
@@ -73,14 +79,27 @@ def judge_claims(source: Source, settings: Settings, asked: Sequence[str] = ()) 
             ClaimVerdict(
                 claim=claims[name],
                 verdict=judged[name].verdict,
-                reason=reason(judged[name], source),
+                reason=reason(judged[name], source) + _bound(found[name]) + _whatever_the_store(judged[name], source),
                 judged=judged[name],
-                findings=checks.findings(judged[name]),
+                findings=found[name],
             )
             for name in wanted
         ),
         family=next(iter(judged.values())).family,
     )
+
+
+def _bound(findings: Sequence[Finding]) -> str:
+    """What is measured of implementations says nothing of architectures."""
+    if any(finding.kind == "implementation" for finding in findings):
+        return " It is bound to the implementations that were measured, which are unequal: see below."
+    return ""
+
+
+def _whatever_the_store(judged: Judged, source: Source) -> str:
+    if not isinstance(source, PrintedSource) and all(found.kind in ("exact", "remark") for found in judged.found):
+        return " Our specs and what is printed decide this, whatever the store has."
+    return ""
 
 
 # --- sentences ------------------------------------------------------------------------------------
@@ -93,7 +112,12 @@ def reason(judged: Judged, source: Source) -> str:
         return "Nothing is claimed that could be compared."
     match judged.verdict:
         case "untestable":
-            return _sentence(f"{decisive.missing}; needs {decisive.needs}")
+            lacking = [found for found in judged.found if found.missing is not None]
+            compared = [found for found in judged.found if found.kind != "remark"]
+            several = (
+                f"{len(lacking)} of {len(compared)} parts lack numbers; of the first, " if len(compared) > 1 else ""
+            )
+            return _sentence(f"{several}{decisive.missing}; needs {decisive.needs}")
         case "holds":
             return _holds(judged, decisive)
         case "fails":

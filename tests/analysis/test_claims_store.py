@@ -118,6 +118,18 @@ def test_the_newest_request_counts(book: Book, rows: PaperRows) -> None:
     assert judged(book, rows, "C22").verdict == "holds"
 
 
+def test_training_speed_and_memory_are_compared_where_they_are_recorded(book: Book, rows: PaperRows) -> None:
+    speeds = {"Llama": 1000.0, "Inter-H": 1400.0, "Intra-H": 1300.0}
+    for row, layout in zip(speeds, ("AAAA", "MAMM", "MAAM"), strict=True):
+        for seed, shift in enumerate((0.99, 1.0, 1.01), start=1):
+            spec = book.spec(layout, seed, probe=False)
+            book.cell(spec, row, seed)
+            book.record(spec, tokens_per_s=speeds[row] * shift, peak_memory_bytes=2e9 * shift * (1 + (row != "Llama")))
+    book.request("table2", overrides=("scale=toy",))
+    verdict = judged(book, rows, "C12")
+    assert verdict.verdict == "holds", verdict.reason
+
+
 def test_costs_are_the_same_whatever_the_store_has(book: Book, rows: PaperRows) -> None:
     assert judged(book, rows, "C07", ()).verdict == "fails"
     assert judged(book, rows, "C08", ()).verdict == "holds"
@@ -127,7 +139,7 @@ def test_an_empty_store_leaves_every_comparison_untestable(book: Book, capsys: p
     assert main(["claims", "--source", "store", "--store", str(book.store.root), "--json"]) == 0
     found: list[dict[str, Any]] = json.loads(capsys.readouterr().out)
     compared = [item for item in found if any(number["kind"] == "comparison" for number in item["numbers"])]
-    assert len(compared) == 22
+    assert len(compared) == 23
     assert {item["verdict"] for item in compared} == {"untestable"}
     assert all("+sweep=" in item["needs"] for item in compared)
 
@@ -140,3 +152,22 @@ def test_no_store_is_bad_input(tmp_path: Path, capsys: pytest.CaptureFixture[str
 def test_a_store_cannot_be_simulated(book: Book, rows: PaperRows) -> None:
     with pytest.raises(ConfigError, match="expected --source paper"):
         calibrate(StoreSource(rows, book.store), Settings(), 100)
+
+
+def test_rows_of_unequal_spread_are_not_pooled(book: Book, rows: PaperRows) -> None:
+    for (ratio, layout), spread in zip(LAYOUTS.items(), (0.05, 0.001, 0.001, 0.001, 0.001, 0.001), strict=True):
+        book.losses(ratio, layout, [AS_CLAIMED[ratio] + shift for shift in (-spread, 0.0, spread)])
+    book.request("table4", overrides=("scale=toy",))
+    noise = StoreSource(rows, book.store, ("scale=toy",)).noise("1B", DCLM)
+    assert noise is not None
+    assert (noise.sd, noise.df) == (pytest.approx(0.05), 2)
+    assert "not pooled" in noise.source
+
+
+def test_numbers_that_are_not_finite_are_no_seeds(book: Book, rows: PaperRows) -> None:
+    table4(book, AS_CLAIMED)
+    book.losses("1:1", "MAMA", [float("nan")], lr=0.5)
+    book.request("table4", overrides=("scale=toy", "optim.lr=0.5"))
+    verdict = judged(book, rows, "C22", ("scale=toy", "optim.lr=0.5"))
+    assert verdict.verdict == "untestable"
+    assert "has recorded validation loss" in verdict.reason
