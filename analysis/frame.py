@@ -19,7 +19,7 @@ from hybrid.cost import layout_of
 from hybrid.decode import decode, did_you_mean
 from hybrid.spec import ConfigError, ModelSpec
 from sweeps.columns import ABSENT, Coded, Column, Key, Table, column_of, concatenate, from_rows
-from sweeps.index import Index
+from sweeps.index import Index, row_of
 from sweeps.store import Request, Store, StoreError, is_final
 from sweeps.tune import UNTUNED, choose, settle
 
@@ -173,12 +173,11 @@ def _rows(index: Index, ids: Sequence[str | None], statuses: "Sequence[CellStatu
         if run_id is not None and status != "new":
             try:
                 # It may have come to its end just now.
-                record = index.record(run_id) if is_final(status) else None
-                plain = (record or {}).get("spec") or index.spec(run_id) or {}
+                plain = (index.record(run_id) if is_final(status) else None) or {"spec": index.spec(run_id) or {}}
             except StoreError as error:
                 problems[run_id] = str(error)
         at.append(len(rows) + len(others))
-        others.append({("spec", name): value for name, value in plain.items()})
+        others.append(row_of(plain))
     return concatenate([index.table, from_rows(others)]).take(at), problems
 
 

@@ -15,13 +15,14 @@ write to the store keeps an index in a cache directory of their own, or, where t
 import contextlib
 import dataclasses
 import hashlib
+import itertools
 import os
 import re
 import subprocess
 import sys
 import time
 import typing
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
@@ -33,7 +34,6 @@ from hybrid.durable import make_dir
 from hybrid.spec import RunSpec
 from sweeps.columns import (
     ABSENT,
-    DamagedColumnsError,
     Key,
     Table,
     concatenate,
@@ -42,7 +42,7 @@ from sweeps.columns import (
     write_columns,
 )
 from sweeps.progress import say
-from sweeps.store import RECORD_SCHEMA, Status, Store, StoreError
+from sweeps.store import RECORD_SCHEMA, Status, Store, StoreError, describe_os_error
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -215,6 +215,24 @@ class Index:
         table = concatenate(tables)
         return counts, table.take(np.concatenate(rows)) if rows else table, problems
 
+    def metrics_of(
+        self, run_ids: Iterable[str], names: Iterable[str] | None = None
+    ) -> Callable[[str], list[dict[str, Any]]]:
+        """`metrics` of these runs, or `names` of them, read at once; of one whose lines cannot be read, an empty list.
+
+        What it gives of other runs is an empty list, too.
+        """
+        counts, lines, _ = self.metric_lines(run_ids, names)
+        ends = dict(zip(counts, itertools.accumulate(counts.values()), strict=True))
+
+        def metrics(run_id: str) -> list[dict[str, Any]]:
+            end = ends.get(run_id, 0)
+            own = lines.take(range(end - counts.get(run_id, 0), end))
+            columns = [(key[0], column.values) for key, column in own.columns.items()]
+            return [{name: values[i] for name, values in columns if values[i] is not ABSENT} for i in range(own.n_rows)]
+
+        return metrics
+
     # --- keeping up ---
 
     def refresh(self) -> None:
@@ -224,7 +242,7 @@ class Index:
         found: dict[str, _Found] = {}
         unfinished: set[str] = set()
         progress = _Progress()
-        for entry in _run_entries(self.store.root / RUNS):
+        for entry in self._run_entries():
             run_id = entry.name
             stamp = known.get(run_id)
             try:
@@ -235,6 +253,8 @@ class Index:
                 looked = _look(self.store, run_id, entry.path)
             except FileNotFoundError:
                 continue  # moved away just now
+            except OSError:
+                looked = None  # not ours to read: the store says what is wrong
             if looked is None:
                 unfinished.add(run_id)
             else:
@@ -255,10 +275,19 @@ class Index:
             facts = [[run_id, *stamp] for run_id, stamp in self._stamps.items()]
             _write(self.store, _RUNS, facts, self._table)
 
+    def _run_entries(self) -> "Iterator[os.DirEntry[str]]":
+        """The directories of all runs. Raises StoreError where they cannot be listed."""
+        try:
+            for shard in _listed(self.store.root / RUNS):
+                if shard.is_dir():
+                    yield from (entry for entry in _listed(shard.path) if _ID.fullmatch(entry.name) and entry.is_dir())
+        except OSError as error:
+            raise StoreError(f"{error.filename}: cannot be listed ({describe_os_error(error)})") from error
+
     def _load(self) -> None:
         """Whichever index of the store has the most runs in it."""
         for place in _places(self.store):
-            with contextlib.suppress(OSError, DamagedColumnsError, TypeError):
+            with contextlib.suppress(OSError, ValueError, TypeError):
                 facts, table = read_columns(place / _RUNS, _SCHEMA)
                 stamps = {run_id: _Stamp(*stamp) for run_id, *stamp in facts}
                 if len(stamps) == table.n_rows and len(stamps) > len(self._stamps):
@@ -314,12 +343,13 @@ class Index:
             except (LookupError, TypeError) as error:
                 problems[run_id] = f"run {run_id}: its metric lines are damaged ({error!r})"
         keep = {run_id: lines for run_id, lines in read.items() if run_id in self._stamps}
-        if keep:
-            before = there if only is None else self._kept_lines(shard, None)
-            both = self._with(before, keep)
-            facts = [[run_id, record, begin, n] for run_id, (record, begin, n) in both.runs.items()]
-            _write(self.store, f"{_METRICS}/{shard}", facts, both.table)
         together = self._with(there, read)
+        if keep:
+            all_kept = together
+            if only is not None or len(keep) < len(read):
+                all_kept = self._with(self._kept_lines(shard, None), keep)
+            facts = [[run_id, record, begin, n] for run_id, (record, begin, n) in all_kept.runs.items()]
+            _write(self.store, f"{_METRICS}/{shard}", facts, all_kept.table)
         columns = {key: column for key, column in together.table.columns.items() if only is None or key in only}
         return _Lines(runs=together.runs, table=Table(n_rows=together.table.n_rows, columns=columns))
 
@@ -338,7 +368,7 @@ class Index:
 
         best = _Lines(runs={}, table=Table(n_rows=0, columns={}))
         for place in _places(self.store):
-            with contextlib.suppress(OSError, DamagedColumnsError, TypeError, ValueError):
+            with contextlib.suppress(OSError, ValueError, TypeError, LookupError):
                 facts, table = read_columns(place / _METRICS / shard, _SCHEMA, only)
                 runs: dict[str, tuple[tuple[int, int, int], int, int]] = {}
                 rows: list[NDArray[np.intp]] = []
@@ -467,15 +497,15 @@ def _nested(sections: _Sections, at: int) -> dict[str, Any]:
     return nested
 
 
-def _flat(record: Mapping[str, Any], prefix: Key = ()) -> dict[Key, Any]:
-    """A record's values, and those of the mappings in it."""
-    flat: dict[Key, Any] = {}
+def row_of(record: Mapping[str, Any], prefix: Key = ()) -> dict[Key, Any]:
+    """A record as a row of the index's table: its values, and those of the mappings in it."""
+    row: dict[Key, Any] = {}
     for key, value in record.items():
         if isinstance(value, dict) and value:
-            flat.update({(*prefix, key, name): inner for name, inner in value.items()})
+            row.update({(*prefix, key, name): inner for name, inner in value.items()})
         else:
-            flat[*prefix, key] = value
-    return flat
+            row[*prefix, key] = value
+    return row
 
 
 class _Progress:
@@ -491,13 +521,6 @@ class _Progress:
 
 
 # --- the tree -----------------------------------------------------------------------------------
-
-
-def _run_entries(runs: Path) -> "Iterator[os.DirEntry[str]]":
-    """The directories of all runs."""
-    for shard in _listed(runs):
-        if shard.is_dir():
-            yield from (entry for entry in _listed(shard.path) if _ID.fullmatch(entry.name) and entry.is_dir())
 
 
 def _listed(path: Path | str) -> "list[os.DirEntry[str]]":
@@ -536,13 +559,13 @@ def _look(store: Store, run_id: str, path: str) -> _Found | None:
         return None
     if record is None:
         return None
-    row = _flat(record)
+    row = row_of(record)
     all_there = True
     for entry in _listed(f"{path}/{_EVALS}") if evals_ns >= 0 else ():
         with contextlib.suppress(StoreError):
             made = store.eval_record(run_id, entry.name)
             if made is not None:
-                row |= _flat(made, (_EVALS, entry.name))
+                row |= row_of(made, (_EVALS, entry.name))
                 continue
         all_there = False  # yet
     latest_ns = time.time_ns() - round(_SETTLED_S * 1e9)

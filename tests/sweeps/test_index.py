@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hybrid.decode import encode
@@ -136,6 +136,7 @@ def typed(rows: Sequence[dict[str, Any]]) -> str:
     return json.dumps(rows, sort_keys=True)
 
 
+@settings(deadline=None)
 @given(parts=st.lists(st.one_of(ROWS, NUMBER_ROWS), max_size=3), data=st.data())
 def test_columns_give_back_what_was_put_in(
     parts: list[list[dict[str, Any]]], data: st.DataObject, tmp_path_factory: pytest.TempPathFactory
@@ -501,6 +502,9 @@ def test_metric_lines_are_those_of_the_store_in_the_order_asked_for(kept: Kept) 
             got = lines_of(Index(kept.store), order)
             assert list(got) == order
             assert typed([got[run_id] for run_id in order]) == typed([expected.get(run_id, []) for run_id in order])
+            metrics = Index(kept.store).metrics_of(order)
+            assert typed([metrics(run_id) for run_id in order]) == typed([expected.get(run_id, []) for run_id in order])
+            assert metrics("0" * 12) == []
     only = lines_of(Index(kept.store), kept.ids[:2], ["lr"])
     assert only == {kept.ids[0]: [{"lr": 0.5}, {"lr": 1}], kept.ids[1]: [{}, {}]}
 
@@ -584,3 +588,24 @@ def test_a_refresh_of_what_has_not_changed_writes_nothing(kept: Kept) -> None:
     time.sleep(0.01)
     kept.check()
     assert (path.stat().st_ino, path.stat().st_mtime_ns) == before
+
+
+def test_a_run_that_may_not_be_read_is_not_passed_over(kept: Kept, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept.finish(0, 1)
+
+    def closed(*_: Any) -> Any:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(index, "_look", closed)
+    assert Index(kept.store).unfinished == tuple(sorted(kept.ids[:2]))
+
+
+def test_a_store_that_cannot_be_listed_is_an_error(kept: Kept, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept.finish(0)
+
+    def closed(path: Path | str) -> Any:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(index, "_listed", closed)
+    with pytest.raises(StoreError, match=r"runs: cannot be listed \(Permission denied\)"):
+        Index(kept.store)
