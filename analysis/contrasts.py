@@ -109,14 +109,29 @@ def contrasts(
     return _judged([block_of[id(first)].contrast(first, second) for first, second in pairs], margin)
 
 
+def measured_on(group: Group) -> object:
+    """What two losses must have in common to be compared: the data, and how long its sequences are. None: not known."""
+    spec = next(iter(group.specs), None)
+    return None if spec is None else (spec.data, spec.seq_len)
+
+
 def blocks_of(results: Results) -> tuple[tuple[Group, ...], ...]:
-    """The rows that are compared with each other: those at one point of the grid; of a grid alone, all points."""
-    if not results.several_rows:
-        return (results.groups,)
-    found: dict[tuple[object, ...], list[Group]] = {}
+    """The rows that are compared with each other: of one sweep, on the same data in sequences of one length.
+
+    If there are several, those at one point of the grid; of a grid alone, all its points.
+    """
+    of_sweeps = all("/" in group.row for group in results.groups)  # a sweep of sweeps names its rows after them
+    found: dict[tuple[object, ...], dict[object, list[Group]]] = {}
     for group in results.groups:
-        found.setdefault(tuple(str(group.axes.get(axis)) for axis in results.axes), []).append(group)
-    return tuple(map(tuple, found.values()))
+        point = tuple(str(group.axes.get(axis)) for axis in results.axes) if results.several_rows else ()
+        sweep = group.row.partition("/")[0] if of_sweeps else ""
+        found.setdefault((sweep, point), {}).setdefault(measured_on(group), []).append(group)
+    for blocks in found.values():
+        # A row that was never tried stands with the others, wherever it will belong.
+        if None in blocks and len(blocks) > 1:
+            untried = blocks.pop(None)
+            next(iter(blocks.values())).extend(untried)
+    return tuple(tuple(block) for blocks in found.values() for block in blocks.values())
 
 
 @final

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import fields
 from typing import Final
 
 from analysis import stats
@@ -10,9 +11,12 @@ from analysis.tables.columns import spent_flops
 from analysis.tables.settings import SETTINGS
 from analysis.tables.table import Column, Table
 from analysis.tables.words import count, metric_header, show_flops, show_layout, si
+from hybrid.equivalence import equivalence_classes
+from hybrid.spec import ModelSpec
 from sweeps.identity import short_keys
 
 MATCHED: Final = 0.05
+_NOT_ALIKE: Final = ("model", "init_seed", "data_seed")
 _NAMES_SHOWN: Final = 6
 _PROBLEMS_SHOWN: Final = 3
 
@@ -47,6 +51,7 @@ def around(results: Results) -> tuple[list[str], list[str]]:
     if unreadable:
         notes.append(f"{count(unreadable, 'record')} describe a run in a way that this version cannot read.")
     notes += _problem_notes(results)
+    notes += _symmetry_notes(results)
     final = [cell.provenance for cell in results.cells if cell.final]
     machines = {(str(provenance.get("host")), str(provenance.get("device"))) for provenance in final}
     if len(machines) > 1:
@@ -63,6 +68,26 @@ def missing_notes(results: Results, metric: str, name: str) -> list[str]:
         f"{count(len(without), 'run')} {'is' if len(without) == 1 else 'are'} done without a finite {name}, "
         f"and in no mean: {_listed(without)}."
     ]
+
+
+def _symmetry_notes(results: Results) -> list[str]:
+    """Rows that are one model, trained alike: what tells their results apart is chance."""
+    alike: dict[tuple[object, ...], dict[str, ModelSpec]] = {}
+    runs: dict[str, str | None] = {}
+    for group in results.groups:
+        spec = next(iter(group.specs), None)
+        if spec is not None:
+            rest = tuple(getattr(spec, f.name) for f in fields(spec) if f.name not in _NOT_ALIKE)
+            alike.setdefault(rest, {})[group.label] = spec.model
+            runs[group.label] = group.cells[0].run_id
+    notes = []
+    for models in alike.values():
+        for one in equivalence_classes(models):
+            if len({runs[name] for name in one.names}) > 1:
+                reasons = "; ".join(dict.fromkeys(one.reasons))
+                names = " = ".join(one.names)
+                notes.append(f"One model by symmetry, so that only chance tells them apart: {names} ({reasons}).")
+    return notes
 
 
 def _problem_notes(results: Results) -> list[str]:

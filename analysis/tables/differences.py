@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Final
 
-from analysis.contrasts import Better, Contrast, Mark, Ranking, blocks_of, contrasts
+from analysis.contrasts import Better, Contrast, Mark, Ranking, blocks_of, contrasts, measured_on
 from analysis.load import Group, Results
 from analysis.tables.table import Column, Table
 from analysis.tables.words import count, metric_better, metric_header, show, show_p, show_p_value
@@ -20,18 +20,22 @@ def baselines(results: Results, against: str) -> tuple[tuple[tuple[Group, Group]
     `against` is a row, at each point of the grid by itself, or the label of one line for all. Raises ConfigError where
     there is no such row, or no other.
     """
-    lines = [group for group in results.groups if group.label == against]
-    blocks = (results.groups,) if lines else blocks_of(results)
+    line = next((group for group in results.groups if group.label == against), None)
+    if line is None:
+        blocks = blocks_of(results)
+    else:
+        alike = (measured_on(line), None)
+        blocks = (tuple(group for group in results.groups if measured_on(group) in alike),)
     pairs = []
     for block in blocks:
-        base = lines[0] if lines else next((group for group in block if group.row == against), None)
+        base = line or next((group for group in block if group.row == against), None)
         if base is not None:
             pairs += [(group, base) for group in block if group is not base]
     if not pairs:
         known = dict.fromkeys([group.row for group in results.groups] + [group.label for group in results.groups])
         if against in known:
             where = f" at one {' and '.join(results.axes)}" if _gridded(results) else ""
-            raise ConfigError(f"--against {against}: there is no other row to compare with it{where}")
+            raise ConfigError(f"--against {against}: no other row on the same data to compare with it{where}")
         raise ConfigError(f"--against {against}: no such row in this request{did_you_mean(against, known)}")
     return tuple(pairs), blocks
 

@@ -1,6 +1,7 @@
 """What a table says of differences: marks, notes, and the table of differences from one row."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from analysis.__main__ import main
 from analysis.load import Results, find_request, load
 from analysis.render import render
 from analysis.tables import Table, build_tables
-from hybrid.spec import ConfigError
+from hybrid.spec import BlockSpec, ConfigError, IntraSpec
 
 
 def results_of(book: Any, sweep: str = "demo") -> Results:
@@ -124,7 +125,7 @@ def test_a_row_that_there_is_not_is_an_error_with_the_nearest(three: Any) -> Non
 def test_one_row_has_nothing_to_be_compared_with(book: Any) -> None:
     book.losses("a", "A", [1.5, 1.6])
     book.request()
-    with pytest.raises(ConfigError, match="there is no other row"):
+    with pytest.raises(ConfigError, match="no other row"):
         build_tables(results_of(book), against="a")
 
 
@@ -163,3 +164,50 @@ def test_a_margin_that_is_none_is_refused(three: Any, margin: str, capsys: pytes
         main(["tables", "demo", "--store", str(three.store.root), f"--margin={margin}"])
     assert end.value.code == 2
     assert "expected a number above 0" in capsys.readouterr().err
+
+
+def test_losses_on_other_data_or_lengths_are_not_compared(book: Any) -> None:
+    for row, length, losses in (("a", 64, [1.5, 1.6, 1.4]), ("b", 32, [1.1, 1.2, 1.0])):
+        for seed, loss in enumerate(losses, start=1):
+            spec = replace(book.spec("A", seed, probe=False), seq_len=length)
+            book.cell(spec, row, seed)
+            book.record(spec, val_loss_nats=loss)
+    book.request()
+    (table,) = build_tables(results_of(book))
+    assert marks(table, "val_loss_nats") == [None, None]
+    assert not any(note.startswith(("Bold", "?")) for note in table.footnotes)
+    with pytest.raises(ConfigError, match="no other row on the same data"):
+        build_tables(results_of(book), against="a")
+
+
+def test_rows_of_one_model_by_symmetry_are_said_to_be_that(book: Any) -> None:
+    """Attention and Mamba side by side: their difference is their sum with the sign of attention's values flipped."""
+    layers = book.spec("AM", 1, probe=False).model.blocks
+    for row, fusion in (("sum", "add"), ("difference", "diff")):
+        for seed in (1, 2):
+            spec = book.spec("A", seed, probe=False)
+            attention = replace(layers[0].mixer, n_heads=4, head_dim=32)  # as wide as Mamba, to be added
+            mixer = intra(attention, layers[1].mixer, fusion)
+            spec = replace(spec, model=replace(spec.model, blocks=(BlockSpec(mixer=mixer, ffn=None),)))
+            book.cell(spec, row, seed)
+            book.record(spec, val_loss_nats=1.5 + seed / 100)
+    book.losses("other", "A", [1.6, 1.7])
+    book.request()
+    (table,) = build_tables(results_of(book))
+    (note,) = [note for note in table.footnotes if note.startswith("One model by symmetry")]
+    assert "sum = difference (diff = add with the sign" in note
+
+
+def intra(attention: Any, mamba: Any, fusion: Any) -> IntraSpec:
+    return IntraSpec(
+        attention=attention,
+        mamba=mamba,
+        norm="group",
+        scalar="none",
+        fusion=fusion,
+        value="separate",
+        output="joint",
+        lambda_depth=None,
+        attention_multiplier=1.0,
+        mamba_multiplier=1.0,
+    )
