@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from analysis.claims.judge import Found
 from analysis.claims.parts import ACCURACY, DCLM, THROUGHPUT
-from analysis.claims.source import PrintedSource
+from analysis.claims.source import PAPER_SCALE, PrintedSource, StoreSource
 from analysis.claims.verdicts import VERDICTS, ClaimVerdict, Verdicts
 
 _WIDTH: Final = 118
@@ -170,7 +170,7 @@ def _head(verdicts: Verdicts) -> list[str]:
         if counts[verdict]
     }
     lines = [
-        f"{len(verdicts.claims)} claims of arXiv 2510.04800 by {of}: "
+        f"{len(verdicts.claims)} claim{'' if len(verdicts.claims) == 1 else 's'} of arXiv 2510.04800 by {of}: "
         + ", ".join(f"{counts[verdict]} {verdict}" for verdict in VERDICTS if counts[verdict])
         + ".",
         f'Intervals at {verdicts.settings.level:.0%}. The probability of any false "holds" among the {verdicts.family} '
@@ -179,14 +179,19 @@ def _head(verdicts: Verdicts) -> list[str]:
         f"{THROUGHPUT[2048].margin:.0%} of throughput.",
         *(f"{verdict}: {' '.join(ids)}" for verdict, ids in names.items() if len(verdicts.claims) > 1),
     ]
-    for scale in ("1B", "350M"):
+    read_at = verdicts.source.scale if isinstance(verdicts.source, StoreSource) else None
+    if read_at is not None:
+        lines.append(
+            f"Rows that the paper has at {PAPER_SCALE} are read at scale={read_at}; its other scales are left out."
+        )
+    for scale in (PAPER_SCALE, "350M"):
         noise = verdicts.source.noise(scale, DCLM)
         if noise is not None:
             from analysis.stats import t_quantile
 
             least = t_quantile(noise.df, verdicts.settings.level) * noise.sd * math.sqrt(2)
             lines.append(
-                f"Noise at {scale}: standard deviation of a run {noise.sd:.4f} nats, {noise.df} degrees of freedom "
-                f"({noise.source}); two single runs differ by up to {least:.4f} by chance."
+                f"Noise at {read_at or scale}: standard deviation of a run {noise.sd:.4f} nats, {noise.df} degrees of "
+                f"freedom ({noise.source}); two single runs differ by up to {least:.4f} by chance."
             )
     return lines

@@ -253,8 +253,8 @@ class PrintedSource(Source):
 class StoreSource(Source):
     """Records of requests in a store: the mean over seeds, and the spread between them pooled over all rows of a scale.
 
-    Where rows do not have the same spread, the widest stands for all. Rows are not paired on data seeds, which can only
-    make their differences look less certain than they are.
+    Where rows do not have the same spread, the widest stands for all. Rows are not paired on data seeds: where runs
+    on the same data go up and down together, their differences are more certain than they look here.
 
     `overrides` are those that the requests were asked for with, beside a row's own. With `scale=` among them, rows
     that the paper has at 1B are read at that scale, and its other scales are left out.
@@ -264,7 +264,7 @@ class StoreSource(Source):
         super().__init__("store", rows)
         self._store = store
         self._overrides = tuple(sorted(overrides))
-        self._scaled = any(text.startswith("scale=") for text in overrides)
+        self.scale = next((text.removeprefix("scale=") for text in overrides if text.startswith("scale=")), None)
         self._requests = tuple(store.requests())
         self._results: dict[tuple[str, tuple[str, ...]], tuple[Results, ...]] = {}
         self._noise: dict[tuple[str, str], NoiseFloor | None] = {}
@@ -274,7 +274,7 @@ class StoreSource(Source):
         return not self._requests
 
     def covers(self, row: Row) -> bool:
-        return not self._scaled or self.rows.entry(row).scale == PAPER_SCALE
+        return self.scale is None or self.rows.entry(row).scale == PAPER_SCALE
 
     def value(self, row: Row, metric: Metric) -> Value | None:
         numbers = self._numbers(row, metric)
@@ -331,9 +331,18 @@ class StoreSource(Source):
                 f"no run of row {place.row!r}{others} has recorded {metric.label}",
                 f"an evaluation of {metric.label}",
             )
-        return f"the store has no finished run of row {place.row!r}{others} of {place.sweep}", _command(
-            place, self._overrides
-        )
+        what = f"the store has no finished run of row {place.row!r}{others} of {place.sweep}"
+        elsewhere = self._asked_otherwise(place)
+        if elsewhere:
+            what += f" (it has been asked for with {'; or with '.join(elsewhere)})"
+        return what, _command(place, self._overrides)
+
+    def _asked_otherwise(self, place: Place) -> list[str]:
+        """Other overrides with which the sweep was asked for."""
+        own = () if self.scale else place.overrides
+        here = tuple(sorted((*own, *self._overrides)))
+        asked = {_of_the_runs(request) for request in self._requests if request.sweep == place.sweep} - {here}
+        return [" ".join(overrides) or "none" for overrides in sorted(asked)]
 
     def _numbers(self, row: Row, metric: Metric) -> list[float]:
         group = self._group(row)
@@ -366,7 +375,7 @@ class StoreSource(Source):
         if not self.covers(row):
             return None
         place = self.rows.entry(row).place
-        own = () if self._scaled else place.overrides
+        own = () if self.scale else place.overrides
         for results in self._asked(place.sweep, tuple(sorted((*own, *self._overrides)))):
             for group in results.groups:
                 if group.row == place.row and all(same_setting(group.axes.get(key), v) for key, v in place.axes):
@@ -386,8 +395,11 @@ _NOT_THE_RUNS: Final = ("sweep.seeds=", "sweep.only=", "plan.", "exec.", "store.
 
 def _fits(request: Request, sweep: str, overrides: tuple[str, ...]) -> bool:
     """Whether a request is of these runs, whatever its seeds and wherever it ran."""
-    asked = tuple(sorted(text for text in request.overrides if not text.startswith(_NOT_THE_RUNS)))
-    return request.sweep == sweep and asked == overrides
+    return request.sweep == sweep and _of_the_runs(request) == overrides
+
+
+def _of_the_runs(request: Request) -> tuple[str, ...]:
+    return tuple(sorted(text for text in request.overrides if not text.startswith(_NOT_THE_RUNS)))
 
 
 def _device_of(cell: CellResult) -> object:

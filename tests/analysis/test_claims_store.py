@@ -106,7 +106,9 @@ def test_other_overrides_are_other_runs(book: Book, rows: PaperRows) -> None:
     table4(book, AS_CLAIMED, overrides=("optim.lr=0.001", "scale=toy", "sweep.seeds=3"))
     assert judged(book, rows, "C22").verdict == "untestable"
     assert judged(book, rows, "C22", ("scale=toy", "optim.lr=0.001")).verdict == "holds"
-    assert judged(book, rows, "C22", ()).verdict == "untestable"
+    unasked = judged(book, rows, "C22", ())
+    assert unasked.verdict == "untestable"
+    assert "asked for with optim.lr=0.001 scale=toy" in unasked.reason
 
 
 def test_the_newest_request_counts(book: Book, rows: PaperRows) -> None:
