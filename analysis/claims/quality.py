@@ -18,7 +18,7 @@ from analysis.claims.parts import (
     better,
     mean_better,
 )
-from analysis.claims.source import Entry, Source
+from analysis.claims.source import Entry, PrintedSource, Source
 from analysis.reference.compare import EQUAL_FLOPS
 
 _DATA: Final = "equal data"
@@ -136,10 +136,18 @@ def _orders(source: Source, recipes: Mapping[str, Mapping[str, Row]]) -> list[Re
         ranked = sorted((value.mean, name) for name, value in losses.items() if value is not None)
         if len(ranked) < len(rows):
             return []
-        tokens = {name: run.train_tokens for name, row in rows.items() if (run := source.run(row)) is not None}
-        listed = " < ".join(f"{name} {loss:.3f} ({tokens.get(name, 0) / 1e9:.0f}e9)" for loss, name in ranked)
+        listed = " < ".join(f"{name} {loss:.3f}{_tokens(source, rows[name])}" for loss, name in ranked)
         texts.append(f"{recipe}: {listed}")
     return [Remark(text=f"order, with tokens: {'; '.join(texts)}")]
+
+
+def _tokens(source: Source, row: Row) -> str:
+    """As printed, or of the runs."""
+    printed = source.rows.entry(row).printed
+    run = source.run(row)
+    if isinstance(source, PrintedSource):
+        return f" ({printed.get('tok') or printed.get('tok_B')}e9)"
+    return "" if run is None else f" ({run.train_tokens:.3g})"
 
 
 # --- inter-layer hybrids --------------------------------------------------------------------------
