@@ -17,6 +17,11 @@ from sweeps.identity import short_keys
 
 MATCHED: Final = 0.05
 _NOT_ALIKE: Final = ("model", "init_seed", "data_seed")
+# What has a column or a line of its own, and what seeds and architectures differ in by their nature.
+_SHOWN: Final = frozenset(
+    "model data optim schedule stop train_tokens batch_tokens seq_len init_seed data_seed".split()
+    + ["optim.lr", "model.blocks", "model.vocab_size"]
+)
 _NAMES_SHOWN: Final = 6
 _PROBLEMS_SHOWN: Final = 3
 
@@ -52,6 +57,7 @@ def around(results: Results) -> tuple[list[str], list[str]]:
         notes.append(f"{count(unreadable, 'record')} describe a run in a way that this version cannot read.")
     notes += _problem_notes(results)
     notes += _symmetry_notes(results)
+    notes += _unshown_notes(results)
     final = [cell.provenance for cell in results.cells if cell.final]
     machines = {(str(provenance.get("host")), str(provenance.get("device"))) for provenance in final}
     if len(machines) > 1:
@@ -88,6 +94,31 @@ def _symmetry_notes(results: Results) -> list[str]:
                 names = " = ".join(one.names)
                 notes.append(f"One model by symmetry, so that only chance tells them apart: {names} ({reasons}).")
     return notes
+
+
+def _unshown_notes(results: Results) -> list[str]:
+    """Settings that differ between rows and that no column shows: a reader has to know that they do.
+
+    An axis of scales changes many, and says so by itself.
+    """
+    if "scale" in results.axes:
+        return []
+    found: dict[str, dict[object, None]] = {}
+    for group in results.groups:
+        for spec in group.specs[:1]:
+            parts = ("optim", spec.optim), ("schedule", spec.schedule), ("model", spec.model), ("", spec)
+            for name, part in parts:
+                for one in fields(part):
+                    key = f"{name}.{one.name}".lstrip(".")
+                    if key not in _SHOWN:
+                        found.setdefault(key, {})[getattr(part, one.name)] = None
+    shown = {*results.axes, *(key for tuning in results.tuning for key in tuning.settings)}
+    differing = [
+        f"{key} ({', '.join(map(axis_text, values)) if len(values) <= 4 else f'{len(values)} values'})"
+        for key, values in found.items()
+        if len(values) > 1 and key not in shown
+    ]
+    return [f"Rows differ too in {', '.join(differing)}."] if differing else []
 
 
 def _problem_notes(results: Results) -> list[str]:

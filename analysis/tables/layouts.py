@@ -152,10 +152,10 @@ class Printed:
         names = _PRINTED_AS.get(key, (key,))
         return next((self.row[name] for name in names if self.row.get(name) is not None), None)
 
-    def fits(self, group: Group, given: Mapping[str, str]) -> bool:
+    def fits(self, group: Group, given: Mapping[str, str], scale: str) -> bool:
         """Whether a line of a request is this row; `given` are the overrides that it was asked for with."""
         settings = {**given, **group.axes}
-        return group.row == self.place.row and all(
+        return (group.row, scale) == (self.place.row, self.scale) and all(
             key not in settings or same_setting(settings[key], value) for key, value in self.place.axes
         )
 

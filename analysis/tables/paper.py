@@ -6,6 +6,7 @@ A dash is for what nobody has measured, or prints.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
+from functools import lru_cache
 from typing import Final, Literal, assert_never, final
 
 from analysis import stats
@@ -19,7 +20,7 @@ from analysis.tables.differences import mark_notes, mark_of
 from analysis.tables.layouts import MEASURED, POSITIONS, WORDS, Layout, Printed, layout_named, printed_rows
 from analysis.tables.table import Column, Shift, Table, Value, unmarked
 from analysis.tables.words import VAL_LOSS, metric_header, show
-from hybrid.cost import layout_of, run_cost
+from hybrid.cost import Cost, layout_of, run_cost
 from hybrid.spec import ConfigError, HubSpec, RunSpec
 
 Side = Literal["ours", "paper", "ours - paper"]
@@ -82,15 +83,16 @@ def paper_table(results: Results, *, reference: bool, margin: float = 0.0) -> Ta
     """
     layout = layout_named(results.sweep)
     given = dict(text.split("=", 1) for text in results.overrides if "=" in text)
-    scale = given.get("scale", layout.scale).lower()
-    rows = printed_rows(results.sweep)
-    swept = "scale" in results.axes
-    comparable = swept or any(one.scale == scale for one in rows)
-    rows = tuple(one for one in rows if swept or one.scale == (scale if comparable else layout.scale))
+    scale_of = {id(group): str(group.axes.get("scale", given.get("scale", layout.scale))) for group in results.groups}
+    scales = tuple(dict.fromkeys(scale.lower() for scale in scale_of.values()))
+    every = printed_rows(results.sweep)
+    comparable = any(one.scale in scales for one in every)
+    rows = tuple(one for one in every if one.scale in (scales if comparable else (layout.scale,)))
     lines: list[Line] = []
     found: set[int] = set()
     for group in results.groups:
-        printed = next((one for one in rows if one.fits(group, given)), None)
+        scale = scale_of[id(group)].lower()
+        printed = next((one for one in rows if one.fits(group, given, scale if comparable else one.scale)), None)
         lines.append(_line("ours", group=group, printed=printed, scale=scale))
         if reference and printed is not None:
             found.add(id(printed))
@@ -109,7 +111,7 @@ def paper_table(results: Results, *, reference: bool, margin: float = 0.0) -> Ta
     columns.append(Column[Line](key="n", header="n", value=_n, fmt=str))
     columns += [_of_group(column) for column in notes_columns(results)]
     if reference:
-        notes += _reference_notes(results, rows, given, comparable=comparable, scale=scale)
+        notes += _reference_notes(lines, rows, given, None if comparable else " and ".join(scales))
     caption, around_notes = around(results)
     return Table(
         name="table",
@@ -234,11 +236,16 @@ def _derived(key: str, group: Group) -> float | None:
     if spec is None:
         return None
     try:
-        value = float(value_of(key, spec, run_cost(spec)))
+        value = float(value_of(key, spec, _cost(spec)))
     except ConfigError:
         return None
     # The paper prints a dash for a kind of block that a model has none of.
     return None if value == 0 and key.startswith("n_") else value
+
+
+@lru_cache(maxsize=1024)
+def _cost(spec: RunSpec) -> Cost:
+    return run_cost(spec)
 
 
 def _measured_value(key: str, pooling: stats.Pooling | None) -> Callable[[Line], Value]:
@@ -397,17 +404,18 @@ def _sentence(text: str) -> str:
 
 
 def _reference_notes(
-    results: Results, rows: Sequence[Printed], given: Mapping[str, str], *, comparable: bool, scale: str
+    lines: Sequence[Line], rows: Sequence[Printed], given: Mapping[str, str], other_scale: str | None
 ) -> list[str]:
+    """What keeps ours and the printed numbers apart; `other_scale` is ours, where nothing is printed at it."""
     notes = []
-    if not comparable and rows:
+    if other_scale is not None:
         notes.append(
-            f"Ours are models of scale {scale}, the paper's of {rows[0].scale.upper()}: no difference is taken."
+            f"Ours are models of scale {other_scale}, the paper's of {rows[0].scale.upper()}: no difference is taken."
         )
     others = [f"{key}={value}" for key, value in given.items() if key not in _HARMLESS]
-    if comparable and others:
+    if other_scale is None and others:
         notes.append(f"Ours were asked for with {', '.join(others)}, which is part of the difference.")
-    unprinted = [group.label for group in results.groups if not any(one.fits(group, given) for one in rows)]
+    unprinted = [line.group.label for line in lines if line.group is not None and line.printed is None]
     if unprinted:
         notes.append(f"Not printed: {', '.join(unprinted)}.")
     return [*notes, *_printed_notes(rows)]

@@ -61,7 +61,7 @@ def test_out_writes_every_format_and_the_figure_and_says_where(
 ) -> None:
     out = tmp_path / "report"
     assert main(["tables", "demo", "--store", str(demo.store.root), "--out", str(out)]) == 0
-    names = ["comparisons.csv", *FIGURE, "table.csv", "table.json", "table.md", "table.tex"]
+    names = ["comparisons.csv", *FIGURE, "table.csv", "table.html", "table.json", "table.md", "table.tex"]
     assert sorted(path.name for path in out.iterdir()) == names
     printed = capsys.readouterr()
     assert printed.out == (out / "table.md").read_text()
