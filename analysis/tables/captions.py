@@ -19,8 +19,10 @@ MATCHED: Final = 0.05
 _NOT_ALIKE: Final = ("model", "init_seed", "data_seed")
 # What has a column or a line of its own, and what seeds and architectures differ in by their nature.
 _SHOWN: Final = frozenset(
-    "model data optim schedule stop train_tokens batch_tokens seq_len init_seed data_seed".split()
-    + ["optim.lr", "model.blocks", "model.vocab_size"]
+    {
+        *("model", "model.blocks", "model.vocab_size", "data", "optim", "optim.lr", "schedule", "stop"),
+        *("train_tokens", "batch_tokens", "seq_len", "init_seed", "data_seed"),
+    }
 )
 _NAMES_SHOWN: Final = 6
 _PROBLEMS_SHOWN: Final = 3
