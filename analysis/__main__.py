@@ -266,7 +266,13 @@ def _made(args: argparse.Namespace) -> "tuple[tuple[Table[Any], ...], tuple[Resu
         if not open_store(path).requests(args.request):
             missing = f"No run of ours: {args.request} was never asked for in the store {path}."
             return (reference_table(args.request, args.overrides, missing),), None
-    results, store = _load(args)
+    try:
+        results, store = _load(args)
+    except ConfigError as error:
+        if args.request not in LAYOUTS:
+            raise
+        hint = f"what the paper prints: python -m analysis tables {args.request} --source paper"
+        raise ConfigError([*error.problems, hint]) from None
     tables = build_tables(
         results,
         args.metric,

@@ -42,6 +42,7 @@ def test_a_sweep_that_was_never_run_lists_those_that_were(demo: Any, capsys: pyt
     error = capsys.readouterr().err
     assert "request = table3: no such request in the store" in error
     assert "demo" in error
+    assert "tables table3 --source paper" in error
 
 
 def test_several_requests_of_one_name_are_listed(book: Any, capsys: pytest.CaptureFixture[str]) -> None:
