@@ -31,9 +31,10 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, final
 from hybrid.checkpoint_files import RUN_RECORD, RUNS
 from hybrid.decode import decode
 from hybrid.durable import make_dir
-from hybrid.spec import RunSpec
+from hybrid.spec import ConfigError, RunSpec
 from sweeps.columns import (
     ABSENT,
+    Coded,
     Key,
     Table,
     concatenate,
@@ -176,8 +177,12 @@ class Index:
 
         Raises ConfigError where this code cannot read it, StoreError where it is damaged.
         """
+        at = self._rows.get(run_id)
+        parts = None if at is None else self._spec_parts[at]
+        if parts is not None:
+            return RunSpec(**dict(zip(_spec_types(), parts, strict=True)))
         plain = self.spec(run_id)
-        return None if plain is None else self._decoded(plain)
+        return None if plain is None else decode(RunSpec, plain, "spec")
 
     def metrics(self, run_id: str) -> list[dict[str, Any]]:
         """The run's metric lines from its beginning, as `Store.metrics` gives them; of many runs, `metric_lines` has
@@ -269,7 +274,7 @@ class Index:
         both = concatenate([self._table, from_rows([one.row for one in found.values()])])
         self._table = both.take([at[run_id] for run_id in order])
         self._stamps = {run_id: stamps[run_id] for run_id in order}
-        for name in ("_rows", "_statuses", "_attempts", "_sections", "_eval_sections", "_parts"):
+        for name in ("_rows", "_statuses", "_attempts", "_sections", "_eval_sections", "_spec_parts"):
             self.__dict__.pop(name, None)  # derived from the rows before
         if self._stamps != known:
             facts = [[run_id, *stamp] for run_id, stamp in self._stamps.items()]
@@ -418,23 +423,40 @@ class Index:
         }
 
     @cached_property
-    def _parts(self) -> dict[tuple[str, type, Any], tuple[Any, Any]]:
-        return {}
-
-    def _decoded(self, plain: Mapping[str, Any]) -> RunSpec:
-        """Rows share the parts of their specs, so that each is decoded once."""
+    def _spec_parts(self) -> list[tuple[Any, ...] | None]:
+        """Of each row the fields of its spec, whose distinct values are few; None where there is more to say of it."""
         types = _spec_types()
-        if not types.keys() <= plain.keys() or not plain.keys() <= types.keys():
-            return decode(RunSpec, plain, "spec")  # it knows birth values, and what is wrong
-        parts: dict[str, Any] = {}
-        for name, part in plain.items():
-            key = name, type(part), id(part) if isinstance(part, dict | list) else part
-            known = self._parts.get(key)
-            if known is None:
-                # The part is kept with what it came to, so that no other can have its id.
-                known = self._parts[key] = part, decode(types[name], part, f"spec.{name}")
-            parts[name] = known[1]
-        return RunSpec(**parts)
+        columns = [self._decoded(name, kind) for name, kind in types.items()]
+        strange = [
+            self._table.values(key)
+            for key in self._table.columns
+            if key[0] == "spec" and key[1:] not in {(name,) for name in types}
+        ]
+        return [
+            None
+            if any(part is ABSENT for part in parts) or any(values[i] is not ABSENT for values in strange)
+            else parts
+            for i, parts in enumerate(zip(*columns, strict=True))
+        ]
+
+    def _decoded(self, name: str, kind: Any) -> list[Any]:
+        """A field of all specs; ABSENT where it cannot be read, and where there is none although there should be."""
+
+        def decoded(part: Any) -> Any:
+            if part is ABSENT:
+                return _birth_values().get(name, ABSENT)
+            try:
+                return decode(kind, part)
+            except ConfigError:
+                return ABSENT
+
+        column = self._table.columns.get(("spec", name))
+        if isinstance(column, Coded):
+            parts = [*map(decoded, column.distinct), decoded(ABSENT)]
+            return [parts[code] for code in column.codes.tolist()]
+        values = self._table.values(("spec", name))
+        of = {value: decoded(value) for value in set(values)}
+        return [of[value] for value in values]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -457,6 +479,13 @@ _Sections = dict[str, _Section]
 def _spec_types() -> dict[str, Any]:
     hints = typing.get_type_hints(RunSpec)
     return {field.name: hints[field.name] for field in dataclasses.fields(RunSpec)}
+
+
+@cache
+def _birth_values() -> dict[str, Any]:
+    """Of the fields that may be left out."""
+    fields = dataclasses.fields(RunSpec)
+    return {field.name: field.default for field in fields if field.default is not dataclasses.MISSING}
 
 
 def _by_section(keys: Mapping[Key, Key], table: Table) -> _Sections:
