@@ -139,14 +139,14 @@ def blocks_of(results: Results) -> tuple[tuple[Group, ...], ...]:
 class Ranking:
     """Which rows are marked, by their place among the groups, and the contrasts with the best row of each block.
 
-    `undecided` are those of them that tell neither worse nor equivalent. `single`: no row has two values, so that
+    `undecided` are those of them that tell neither worse nor equivalent. `spreadless`: no contrast has a spread, so that
     nothing can be told apart and nothing is marked.
     """
 
     marks: Mapping[int, Mark]
     contrasts: tuple[Contrast, ...]
     undecided: tuple[Contrast, ...]
-    single: bool
+    spreadless: bool
 
 
 def rank(results: Results, metric: str, better: Better | None, *, margin: float = 0.0) -> Ranking:
@@ -155,7 +155,7 @@ def rank(results: Results, metric: str, better: Better | None, *, margin: float 
     Which row is best was seen in the same numbers; as all others must be told from it, two-sided, the probability of a
     best row that is none stays below the level.
     """
-    nothing = Ranking(marks={}, contrasts=(), undecided=(), single=False)
+    nothing = Ranking(marks={}, contrasts=(), undecided=(), spreadless=False)
     if better is None:
         return nothing
     blocks = blocks_of(results)
@@ -172,7 +172,7 @@ def rank(results: Results, metric: str, better: Better | None, *, margin: float 
         return nothing
     made = contrasts(pairs, metric, blocks=blocks, margin=margin)
     if all(contrast.difference is None or contrast.difference.std_error is None for contrast in made):
-        return replace(nothing, contrasts=made, single=True)
+        return replace(nothing, contrasts=made, spreadless=True)
     places = {id(group): place for place, group in enumerate(results.groups)}
     marks: dict[int, Mark] = {}
     unclear: list[Contrast] = []
@@ -188,7 +188,7 @@ def rank(results: Results, metric: str, better: Better | None, *, margin: float 
         if not undecided and any(contrast.finding == better for contrast in mine):
             same = [contrast.second for contrast in mine if contrast.difference is None]  # under another name
             marks |= {places[id(group)]: "best" for group in (best, *same)}
-    return Ranking(marks=marks, contrasts=made, undecided=tuple(unclear), single=False)
+    return Ranking(marks=marks, contrasts=made, undecided=tuple(unclear), spreadless=False)
 
 
 class _Block:

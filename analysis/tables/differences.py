@@ -135,8 +135,10 @@ def mark_of(results: Results, ranking: Ranking) -> Callable[[Group], Mark | None
 
 def mark_notes(results: Results, ranking: Ranking, name: str, *, margin: float = 0.0) -> list[str]:
     """What bold, ≈ and ? mean in the column of this name, and for which rows; nothing where nothing was compared."""
-    if ranking.single:
-        return [f"One seed a row: nothing can be told apart, so nothing is in bold ({name})."]
+    if ranking.spreadless:
+        sizes = {n for c in ranking.contrasts if c.difference is not None for n in (c.difference.n_a, c.difference.n_b)}
+        why = "One seed a row" if max(sizes, default=1) == 1 else "No spread between seeds is known"
+        return [f"{why}: nothing can be told apart, so nothing is in bold ({name})."]
     marks = set(ranking.marks.values())
     tested = sum(contrast.p is not None for contrast in ranking.contrasts)
     where = (

@@ -194,7 +194,7 @@ def test_one_seed_a_row_marks_nothing(book: Any) -> None:
     book.losses("b", "M", [1.0])
     book.request()
     ranking = rank(results_of(book), VAL_LOSS, "lower")
-    assert ranking.single
+    assert ranking.spreadless
     assert ranking.marks == {}
 
 

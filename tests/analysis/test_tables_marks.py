@@ -80,6 +80,15 @@ def test_one_seed_a_row_says_that_nothing_can_be_bold(book: Any) -> None:
     assert any("nothing is in bold" in note for note in table.footnotes)
 
 
+def test_a_metric_that_seeds_do_not_move_has_nothing_in_bold(book: Any) -> None:
+    book.losses("a", "A", [1.5, 1.5])
+    book.losses("b", "M", [1.0, 1.0])
+    book.request()
+    (table,) = build_tables(results_of(book))
+    assert marks(table, "val_loss_nats") == [None, None]
+    assert any(note.startswith("No spread between seeds is known") for note in table.footnotes)
+
+
 def test_a_metric_of_no_known_direction_marks_nothing(book: Any) -> None:
     for row, layout, value in (("a", "A", 1.0), ("b", "M", 2.0)):
         for seed in (1, 2, 3):
