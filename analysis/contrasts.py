@@ -139,8 +139,8 @@ def blocks_of(results: Results) -> tuple[tuple[Group, ...], ...]:
 class Ranking:
     """Which rows are marked, by their place among the groups, and the contrasts with the best row of each block.
 
-    `undecided` are those of them that tell neither worse nor equivalent. `spreadless`: no contrast has a spread, so that
-    nothing can be told apart and nothing is marked.
+    `undecided` are those of them that tell neither worse nor equivalent. `spreadless`: no contrast has a spread, so
+    that nothing can be told apart and nothing is marked.
     """
 
     marks: Mapping[int, Mark]
