@@ -56,6 +56,7 @@ _SETTLED_S: Final = 10.0  # clocks of file systems tick in milliseconds, and tho
 _ROOT: Final = Path(__file__).resolve().parent.parent
 _MANY_RUNS: Final = 1000  # read in a second or so
 _MAX_PROCESSES: Final = 8
+_ROWS_A_TABLE: Final = 4096  # a row is larger as a mapping than in columns
 _SAY_EVERY_S: Final = 10.0
 _ID: Final = re.compile(r"[0-9a-f]{12}")
 
@@ -244,7 +245,9 @@ class Index:
         """Look at what has changed in the tree since."""
         known = self._stamps
         kept: dict[str, _Stamp] = {}
-        found: dict[str, _Found] = {}
+        found: dict[str, _Stamp] = {}
+        rows: list[Mapping[Key, Any]] = []
+        tables = [self._table]
         unfinished: set[str] = set()
         progress = _Progress()
         for entry in self._run_entries():
@@ -263,16 +266,18 @@ class Index:
             if looked is None:
                 unfinished.add(run_id)
             else:
-                found[run_id] = looked
+                found[run_id] = looked.stamp
+                rows.append(looked.row)
+            if len(rows) == _ROWS_A_TABLE:
+                tables.append(from_rows(rows))
+                rows = []
         self._unfinished = frozenset(unfinished)
         if len(kept) == len(known) and not found:
             return
-        rows = {run_id: i for i, run_id in enumerate(known)}
-        at = {run_id: rows[run_id] for run_id in kept} | {run_id: len(rows) + i for i, run_id in enumerate(found)}
-        stamps = kept | {run_id: one.stamp for run_id, one in found.items()}
+        at = {run_id: i for i, run_id in enumerate((*known, *found))}
+        stamps = kept | found
         order = sorted(stamps)
-        both = concatenate([self._table, from_rows([one.row for one in found.values()])])
-        self._table = both.take([at[run_id] for run_id in order])
+        self._table = concatenate([*tables, from_rows(rows)]).take([at[run_id] for run_id in order])
         self._stamps = {run_id: stamps[run_id] for run_id in order}
         for name in ("_rows", "_statuses", "_attempts", "_sections", "_eval_sections", "_spec_parts"):
             self.__dict__.pop(name, None)  # derived from the rows before

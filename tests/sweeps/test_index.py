@@ -196,6 +196,17 @@ def test_an_index_reads_as_the_store_does(kept: Kept) -> None:
     kept.check()  # from the file
 
 
+@pytest.mark.parametrize("at_once", [1, 2, 3])
+def test_many_records_are_put_into_columns_part_by_part(
+    kept: Kept, monkeypatch: pytest.MonkeyPatch, at_once: int
+) -> None:
+    monkeypatch.setattr(index, "_ROWS_A_TABLE", at_once)
+    kept.finish(4, 0, 7)
+    kept.check()
+    kept.finish(8, 2, 1, note="others have none")
+    kept.check()
+
+
 def test_specs_are_decoded_as_they_were(kept: Kept) -> None:
     kept.finish(0, 1, 2)
     kept.store.publish_spec(kept.runs[3].resolved.run)
