@@ -10,7 +10,7 @@ from analysis.load import STATUS_WORDS, Group, Results, TuningRuns, axis_text
 from analysis.tables.columns import spent_flops
 from analysis.tables.settings import SETTINGS
 from analysis.tables.table import Column, Table
-from analysis.tables.words import count, metric_header, show_flops, show_layout, si
+from analysis.tables.words import count, listed, metric_header, show_flops, show_layout, si
 from hybrid.equivalence import equivalence_classes
 from hybrid.spec import ModelSpec
 from sweeps.identity import short_keys
@@ -24,7 +24,6 @@ _SHOWN: Final = frozenset(
         *("train_tokens", "batch_tokens", "seq_len", "init_seed", "data_seed"),
     }
 )
-_NAMES_SHOWN: Final = 6
 _PROBLEMS_SHOWN: Final = 3
 
 
@@ -74,7 +73,7 @@ def missing_notes(results: Results, metric: str, name: str) -> list[str]:
         return []
     return [
         f"{count(len(without), 'run')} {'is' if len(without) == 1 else 'are'} done without a finite {name}, "
-        f"and in no mean: {_listed(without)}."
+        f"and in no mean: {listed(without)}."
     ]
 
 
@@ -129,11 +128,6 @@ def _problem_notes(results: Results) -> list[str]:
     left = len(problems) - _PROBLEMS_SHOWN
     shown = [f"Unreadable: {problem}." for problem in problems[:_PROBLEMS_SHOWN]]
     return [*shown, *([f"{left} more records cannot be read."] if left > 0 else [])]
-
-
-def _listed(names: Sequence[str]) -> str:
-    left = len(names) - _NAMES_SHOWN
-    return ", ".join(names[:_NAMES_SHOWN]) + (f" and {left} more" if left > 0 else "")
 
 
 def settings_line(results: Results) -> str:

@@ -7,11 +7,11 @@ from typing import Final
 from analysis.contrasts import Better, Contrast, Mark, Ranking, blocks_of, contrasts, measured_on
 from analysis.load import Group, Results
 from analysis.tables.table import Column, Table
-from analysis.tables.words import count, metric_better, metric_header, show, show_p, show_p_value
+from analysis.tables.words import count, listed, metric_better, metric_header, show, show_p, show_p_value
 from hybrid.decode import did_you_mean
 from hybrid.spec import ConfigError
 
-_NAMES_SHOWN: Final = 8
+_BLOCKS_SHOWN: Final = 8
 
 
 def baselines(results: Results, against: str) -> tuple[tuple[tuple[Group, Group], ...], tuple[tuple[Group, ...], ...]]:
@@ -24,8 +24,8 @@ def baselines(results: Results, against: str) -> tuple[tuple[tuple[Group, Group]
     if line is None:
         blocks = blocks_of(results)
     else:
-        alike = (measured_on(line), None)
-        blocks = (tuple(group for group in results.groups if measured_on(group) in alike),)
+        on = measured_on(line)
+        blocks = (tuple(g for g in results.groups if on is None or measured_on(g) in (on, None)),)
     pairs = []
     for block in blocks:
         base = line or next((group for group in block if group.row == against), None)
@@ -80,6 +80,10 @@ def difference_table(results: Results, metric: str, against: str, *, margin: flo
         )
     if any(contrast.how == "one seed" or contrast.how.endswith("one seed") for contrast in made):
         footnotes.append("A row of one seed has no spread, and none is invented: its differences are not tested.")
+    compared = {id(group) for pair in pairs for group in pair}
+    left_out = [group.label for group in results.groups if id(group) not in compared]
+    if left_out:
+        footnotes.append(f"Not compared, for want of such a row on the same data: {listed(left_out)}.")
     return Table(
         name="differences",
         title=f"Differences from {against}",
@@ -169,12 +173,10 @@ def _undecided_notes(ranking: Ranking, name: str) -> list[str]:
         blocks.setdefault(id(contrast.first), []).append(contrast)
     notes = []
     for undecided in blocks.values():
-        listed = ", ".join(_with_seeds(contrast) for contrast in undecided[:_NAMES_SHOWN])
-        left = len(undecided) - _NAMES_SHOWN
-        more = f" and {left} more" if left > 0 else ""
-        notes.append(f"?: undecided against the best {name}, {undecided[0].first.label}: {listed}{more}.")
-        if len(notes) == _NAMES_SHOWN and len(blocks) > _NAMES_SHOWN:
-            return [*notes, f"?: likewise at {len(blocks) - _NAMES_SHOWN} more points of the grid."]
+        rows = listed([_with_seeds(contrast) for contrast in undecided])
+        notes.append(f"?: undecided against the best {name}, {undecided[0].first.label}: {rows}.")
+        if len(notes) == _BLOCKS_SHOWN and len(blocks) > _BLOCKS_SHOWN:
+            return [*notes, f"?: likewise at {len(blocks) - _BLOCKS_SHOWN} more points of the grid."]
     return notes
 
 

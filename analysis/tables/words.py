@@ -1,6 +1,7 @@
 """Values, numbers and names of metrics as a person reads them."""
 
 import math
+from collections.abc import Sequence
 from typing import Final, Literal, assert_never
 
 from analysis import stats
@@ -9,6 +10,7 @@ from hybrid.layout import compact
 
 VAL_LOSS: Final = "val_loss_nats"
 LONGEST_LAYOUT: Final = 16
+NAMES_SHOWN: Final = 8
 
 
 def show(value: Value) -> str:
@@ -49,6 +51,14 @@ METRICS: Final[dict[str, tuple[str, Literal["lower", "higher"] | None]]] = {
     VAL_LOSS: ("val loss (nats)", "lower"),
     "train_loss_nats": ("train loss (nats)", "lower"),
     "val_accuracy": ("val accuracy", "higher"),
+    "val_bits_per_byte": ("bits per byte", "lower"),
+    "pg19_loss_nats": ("PG19 loss (nats)", "lower"),
+    "lambada_accuracy_percent": ("LAMBADA %", "higher"),
+    "hellaswag_accuracy_percent": ("HellaSwag %", "higher"),
+    "piqa_accuracy_percent": ("PIQA %", "higher"),
+    "arc_accuracy_percent": ("ARC %", "higher"),
+    "openbookqa_accuracy_percent": ("OBQA %", "higher"),
+    "few_shot_accuracy_percent": ("few-shot average %", "higher"),
     "tokens_per_s": ("tokens/s", "higher"),
     "wall_s": ("wall s", "lower"),
     "steps_to_threshold": ("steps to threshold", "lower"),
@@ -71,6 +81,12 @@ def whole(value: Value) -> str:
 
 def count(n: int, noun: str) -> str:
     return f"{n} {noun}{'s' * (n != 1)}"
+
+
+def listed(names: Sequence[str]) -> str:
+    """The first names, and how many more there are."""
+    left = len(names) - NAMES_SHOWN
+    return ", ".join(names[:NAMES_SHOWN]) + (f" and {left} more" if left > 0 else "")
 
 
 def percent(share: float) -> str:

@@ -126,6 +126,19 @@ def test_differences_name_the_row_at_the_same_point_of_the_grid(book: Any) -> No
     assert column(of_one, "second") == ["a lr=0.002"] * 3
 
 
+def test_rows_that_have_nothing_to_be_compared_with_are_named(book: Any) -> None:
+    for row, length in (("a", 64), ("b", 64), ("short", 32)):
+        for seed in (1, 2):
+            layout = {"a": "A", "b": "M", "short": "A"}[row]
+            spec = replace(book.spec(layout, seed, probe=False), seq_len=length)
+            book.cell(spec, row, seed)
+            book.record(spec, val_loss_nats=1.5 + seed / 100)
+    book.request()
+    _, differences = build_tables(results_of(book), against="a")
+    assert column(differences, "first") == ["b"]
+    assert "Not compared, for want of such a row on the same data: short." in differences.footnotes
+
+
 def test_a_row_that_there_is_not_is_an_error_with_the_nearest(three: Any) -> None:
     with pytest.raises(ConfigError, match="--against wrost: no such row in this request; did you mean worst"):
         build_tables(results_of(three), against="wrost")
