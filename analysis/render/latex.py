@@ -1,4 +1,4 @@
-"""LaTeX with booktabs and multirow."""
+"""LaTeX with booktabs, multirow and graphicx."""
 
 from typing import Any, Final
 
@@ -6,7 +6,7 @@ from analysis.contrasts import Mark
 from analysis.render.text import group_sizes, marks, numeric, one_line, texts
 from analysis.tables.table import Column, Table
 
-PACKAGES: Final = ("booktabs", "multirow")
+PACKAGES: Final = ("booktabs", "graphicx", "multirow")
 _ARROWS: Final = {"higher": r"$\uparrow$", "lower": r"$\downarrow$"}
 _SPECIALS: Final = {
     "\\": r"\textbackslash{}",
@@ -62,7 +62,7 @@ _ACCENTED: Final = frozenset(
 
 
 def latex(table: Table[Any]) -> str:
-    r"""A `table` float; needs \usepackage{booktabs,multirow}."""
+    r"""A `table` float, no wider than the line, its notes below; needs \usepackage{booktabs,graphicx,multirow}."""
     alignment = "".join("r" if to_right else "l" for to_right in numeric(table))
     header = " & ".join(_header(column) for column in table.columns)
     notes = " ".join(map(latex_text, (*table.caption, *table.footnotes)))
@@ -71,14 +71,17 @@ def latex(table: Table[Any]) -> str:
             rf"% needs \usepackage{{{','.join(PACKAGES)}}}",
             r"\begin{table}",
             r"\centering",
-            rf"\caption{{{latex_text(table.title)}. {notes}}}",
+            rf"\caption{{{latex_text(table.title)}}}",
+            r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%",
             rf"\begin{{tabular}}{{{alignment}}}",
             r"\toprule",
             rf"{header} \\",
             r"\midrule",
             *_body(table),
             r"\bottomrule",
-            r"\end{tabular}",
+            r"\end{tabular}%",
+            r"}",
+            *([r"\par\smallskip", rf"{{\footnotesize\raggedright {notes}\par}}"] if notes else []),
             r"\end{table}",
             "",
         ]

@@ -220,6 +220,18 @@ def test_of_two_equal_rows_one_is_seldom_called_best() -> None:
     assert wrong < 34
 
 
+def test_rows_as_far_apart_as_the_margin_are_seldom_called_equivalent() -> None:
+    draw = random.Random(2).gauss
+    wrong = 0
+    for _ in range(200):
+        seeds = [draw(0, 1) for _ in range(4)]
+        rows = [[mean + effect + draw(0, 1) for effect in seeds] for mean in (0, 3, 3)]
+        made = rank(made_up(rows), VAL_LOSS, "lower", margin=3.0).contrasts
+        wrong += any(c.finding == "equivalent" and "0" in (c.first.row, c.second.row) for c in made)
+    # 5% of 200 is 10; as many as 20 are one chance in 400.
+    assert wrong < 20
+
+
 def made_up(rows: list[list[float]]) -> Results:
     """Results of runs that are nowhere: the values of each row by seed."""
     return Results(

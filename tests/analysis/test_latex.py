@@ -34,7 +34,6 @@ def compiled(pdflatex: str, directory: Path, tables: list[Table[Any]]) -> str:
     document = [
         r"\documentclass{article}",
         rf"\usepackage{{{','.join(PACKAGES)}}}",
-        r"\usepackage[landscape,a2paper,margin=1cm]{geometry}",
         r"\begin{document}",
         *(f"{render([table], 'latex')}\\clearpage" for table in tables),
         r"\end{document}",
@@ -57,6 +56,7 @@ def compiled(pdflatex: str, directory: Path, tables: list[Table[Any]]) -> str:
 def test_the_papers_tables_compile(pdflatex: str, tmp_path: Path) -> None:
     log = compiled(pdflatex, tmp_path, [printed_table(sweep) for sweep in LAYOUTS])
     assert "Missing character" not in log
+    assert r"Overfull \hbox" not in log
 
 
 def test_our_tables_compile_whatever_their_names_hold(pdflatex: str, tmp_path: Path, book: Any) -> None:
