@@ -1,4 +1,4 @@
-"""The command line: `python -m analysis tables | figures | claims | reference`.
+"""The command line: `python -m analysis tables | figures | claims | report | reference`.
 
 What costs time to import is imported when called.
 """
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from analysis.claims import command as claims_command
+from analysis.report import command as report_command
 from hybrid.spec import ConfigError
 
 if TYPE_CHECKING:
@@ -111,6 +112,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             _figures(args)
         elif args.command == "claims":
             _claims(args)
+        elif args.command == "report":
+            _report(args)
         else:
             _reference(args)
         sys.stdout.flush()
@@ -159,17 +162,7 @@ def _parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentPars
         )
     tables.add_argument("--format", choices=FORMATS, default="markdown", help="what to print (default: markdown)")
     tables.add_argument("--out", metavar="DIR", type=Path, help="also write all formats and the figure here")
-    tables.add_argument(
-        "--metric",
-        metavar="NAME",
-        help="what the table is about (default: the sweep's own, else solved or val_loss_nats)",
-    )
-    tables.add_argument(
-        "--against", metavar="ROW", help="also the differences from this row (a probe: these comparisons only)"
-    )
-    tables.add_argument(
-        "--margin", metavar="X", type=_margin, help="differences within ±X are too small to matter (default: none are)"
-    )
+    _add_table_options(tables)
     tables.add_argument(
         "--layout",
         choices=LAYOUTS,
@@ -201,6 +194,16 @@ def _parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentPars
         allow_abbrev=False,
     )
     claims_command.add_arguments(claims)
+    report = subparsers.add_parser(
+        "report",
+        help="write one HTML file of what requests came to",
+        description=report_command.ABOUT,
+        epilog=report_command.EXAMPLES,
+        formatter_class=form,
+        allow_abbrev=False,
+    )
+    report_command.add_arguments(report)
+    _add_table_options(report)
     reference = subparsers.add_parser(
         "reference",
         help="set the paper's printed costs beside ours",
@@ -214,7 +217,21 @@ def _parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentPars
     )
     reference.add_argument("--all", action="store_true", help="list the cells that agree too")
     reference.add_argument("--format", choices=REFERENCE_FORMATS, default="text", help="what to print (default: text)")
-    return parser, {"tables": tables, "figures": figures, "claims": claims, "reference": reference}
+    return parser, {"tables": tables, "figures": figures, "claims": claims, "report": report, "reference": reference}
+
+
+def _add_table_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--metric",
+        metavar="NAME",
+        help="what the table is about (default: the sweep's own, else solved or val_loss_nats)",
+    )
+    command.add_argument(
+        "--against", metavar="ROW", help="also the differences from this row (a probe: these comparisons only)"
+    )
+    command.add_argument(
+        "--margin", metavar="X", type=_margin, help="differences within ±X are too small to matter (default: none are)"
+    )
 
 
 def _tables(args: argparse.Namespace) -> int:
@@ -291,6 +308,12 @@ def _figures(args: argparse.Namespace) -> None:
 
 def _claims(args: argparse.Namespace) -> None:
     print(claims_command.run(args, _bold if _on_terminal() else str, DEFAULT_STORE), end="")
+
+
+def _report(args: argparse.Namespace) -> None:
+    from analysis.load import open_store
+
+    _say_where([report_command.run(args, open_store(_store_path(args)))])
 
 
 def _reference(args: argparse.Namespace) -> None:

@@ -6,11 +6,13 @@ import shlex
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-from analysis.report.data import ClaimReport, Options, claim_reports, report_of
 from hybrid.spec import ConfigError
-from sweeps.store import Request, Store
+
+if TYPE_CHECKING:
+    from analysis.report.data import ClaimReport
+    from sweeps.store import Request, Store
 
 CLAIMS: Final = ("both", "paper", "store", "none")
 
@@ -59,8 +61,9 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     )
 
 
-def run(args: argparse.Namespace, store: Store) -> Path:
+def run(args: argparse.Namespace, store: "Store") -> Path:
     """Write the report; gives where it is. Raises ConfigError for what does not exist."""
+    from analysis.report.data import Options, report_of
     from analysis.report.page import page
 
     requests = list(chosen(store, args.overrides))
@@ -74,7 +77,7 @@ def run(args: argparse.Namespace, store: Store) -> Path:
     return out
 
 
-def chosen(store: Store, words: Sequence[str]) -> Iterator[Request]:
+def chosen(store: "Store", words: Sequence[str]) -> "Iterator[Request]":
     """The requests that are meant: names, each with the overrides that follow it; all, the newest first, if none is
     given. Raises ConfigError, with all that is wrong."""
     from analysis.load import request_of
@@ -112,7 +115,9 @@ def _now() -> str:
     return at.strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
-def _claims(which: str, store: Store, requests: Sequence[Request]) -> tuple[tuple[ClaimReport, ...], tuple[str, ...]]:
+def _claims(
+    which: str, store: "Store", requests: "Sequence[Request]"
+) -> "tuple[tuple[ClaimReport, ...], tuple[str, ...]]":
     """The claims, and what there is to say of how they were judged."""
     if which == "none":
         return (), ()
@@ -122,6 +127,7 @@ def _claims(which: str, store: Store, requests: Sequence[Request]) -> tuple[tupl
     from analysis.claims.verdicts import judge_claims
     from analysis.reference.compare import Sweeps
     from analysis.reference.printed import read_printed
+    from analysis.report.data import claim_reports
     from sweeps.compose import Composer
 
     # Those that all requests of the report were asked for with: a claim is of several sweeps, all of one scale.
