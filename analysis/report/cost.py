@@ -5,16 +5,29 @@ until it ended.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
+from statistics import fmean
 from typing import Any, Final, final
 
-from analysis.load import CellResult, Group, Results
+from analysis.load import CellResult, Results
 from analysis.tables.table import Column, Table, Value
 from analysis.tables.words import NAMES_SHOWN, count, number, show_flops, si
 from sweeps.store import Attempts, Records, Store
 
 _S_AN_HOUR: Final = 3600.0
 _CONVENTIONS: Final = {"paper_train_flops": "FLOPs (paper)", "full_train_flops": "FLOPs (full)"}
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class _Planned:
+    """What a run is to take; `hours_a_token`, in `unit`, by the finished runs of its row."""
+
+    tokens: int
+    cost: Mapping[str, float]
+    unit: str | None
+    hours_a_token: float | None
 
 
 @final
@@ -43,27 +56,28 @@ def cost_table(results: Results, source: Records, store: Store) -> Table[_Sum]:
 
     `source` is the store, or its index.
     """
-    own = _once(cell for group in results.groups for cell in group.cells)
-    tuning = _once(cell for one in results.tuning for cell in one.cells)
+    plans = [(group, _plan_of(group.cells)) for group in results.groups]
+    own = _once((cell, planned) for group, planned in plans for cell in group.cells)
+    tuning = _once((cell, _plan_of([cell])) for one in results.tuning for cell in one.cells)
     asked = _Sum("asked for, in full")
     paid = _Sum("paid: runs with a result")
     tuned = _Sum("paid: tuning runs with a result")
     trunks = _Sum("paid: phases that several runs share")
-    lost = _Sum("paid: attempts without a result")
+    lost = _Sum("paid: attempts without a result so far")
     left = _Sum("left to pay: runs without a result")
-    speeds = _speeds(results.groups)
-    for cells, finished in ((own, paid), (tuning, tuned)):
-        for cell in cells:
+    for runs, finished in ((own, paid), (tuning, tuned)):
+        for cell, planned in runs:
             asked.runs += 1
-            _add_planned(asked, cell)
+            _add_planned(asked, planned)
             if cell.final:
                 _add_paid(finished, cell)
             else:
                 left.runs += 1
-                _add_planned(left, cell)
-                _add_predicted(left, cell, speeds.get(id(cell)))
+                _add_planned(left, planned)
+                _add_predicted(left, planned)
             _add_attempts(lost, cell, _recorded_attempt(cell, source), store)
-    for trunk in sorted({str(cell.provenance["trunk"]["id"]) for cell in own + tuning if cell.provenance.get("trunk")}):
+    phases = {str(cell.provenance["trunk"]["id"]) for cell, _ in own + tuning if cell.provenance.get("trunk")}
+    for trunk in sorted(phases):
         _add_trunk(trunks, store.trunk_attempts(trunk))
     lines = [asked, paid, *(line for line in (tuned, trunks, lost, left) if line.runs)]
     untuned = sum(cell.run_id is None for cell in results.cells)
@@ -83,17 +97,17 @@ def cost_table(results: Results, source: Records, store: Store) -> Table[_Sum]:
     )
 
 
-def _once(cells: Iterable[CellResult]) -> list[CellResult]:
-    return list({cell.run_id: cell for cell in cells if cell.run_id is not None}.values())
+def _once(runs: Iterable[tuple[CellResult, _Planned | None]]) -> list[tuple[CellResult, _Planned | None]]:
+    return list({cell.run_id: (cell, planned) for cell, planned in runs if cell.run_id is not None}.values())
 
 
-def _add_planned(line: _Sum, cell: CellResult) -> None:
-    if cell.spec is None or not cell.cost:
+def _add_planned(line: _Sum, planned: _Planned | None) -> None:
+    if planned is None:
         line.unknown += 1
         return
-    line.tokens += cell.spec.train_tokens
+    line.tokens += planned.tokens
     for key in _CONVENTIONS:
-        line.flops[key] = line.flops.get(key, 0.0) + float(cell.cost.get(key) or 0.0)
+        line.flops[key] = line.flops.get(key, 0.0) + float(planned.cost.get(key) or 0.0)
 
 
 def _add_paid(line: _Sum, cell: CellResult) -> None:
@@ -116,28 +130,30 @@ def _add_paid(line: _Sum, cell: CellResult) -> None:
         line.unpredicted += 1
 
 
-def _add_predicted(line: _Sum, cell: CellResult, known: tuple[str, float] | None) -> None:
-    if known is None or cell.spec is None:
+def _add_predicted(line: _Sum, planned: _Planned | None) -> None:
+    if planned is None or planned.hours_a_token is None or planned.unit is None:
         line.unpredicted += 1
         return
-    unit, hours_a_token = known
-    line.predicted[unit] = line.predicted.get(unit, 0.0) + hours_a_token * cell.spec.train_tokens
+    line.predicted[planned.unit] = line.predicted.get(planned.unit, 0.0) + planned.hours_a_token * planned.tokens
 
 
-def _speeds(groups: Sequence[Group]) -> dict[int, tuple[str, float]]:
-    """Device-hours a token for each cell, by the finished runs of its row, with their unit."""
-    found: dict[int, tuple[str, float]] = {}
-    for group in groups:
-        of_row = [
-            (device_unit(cell.provenance), _devices(cell.provenance) / speed / _S_AN_HOUR)
-            for cell in group.done
-            if (speed := cell.number("tokens_per_s"))
-        ]
-        units = {unit for unit, _ in of_row}
-        if len(units) == 1:
-            mean = sum(hours for _, hours in of_row) / len(of_row)
-            found |= {id(cell): (of_row[0][0], mean) for cell in group.cells}
-    return found
+def _plan_of(cells: Sequence[CellResult]) -> _Planned | None:
+    """What each run of a row is to take, whose seeds change none of it; None where none of them was ever begun."""
+    known = next((cell for cell in cells if cell.spec is not None and cell.cost), None)
+    if known is None or known.spec is None:
+        return None
+    speeds = [
+        (device_unit(cell.provenance), _devices(cell.provenance) / speed / _S_AN_HOUR)
+        for cell in cells
+        if cell.status == "done" and (speed := cell.number("tokens_per_s"))
+    ]
+    of_one_kind = len({unit for unit, _ in speeds}) == 1
+    return _Planned(
+        tokens=known.spec.train_tokens,
+        cost=known.cost,
+        unit=speeds[0][0] if of_one_kind else None,
+        hours_a_token=fmean(hours for _, hours in speeds) if of_one_kind else None,
+    )
 
 
 def _recorded_attempt(cell: CellResult, source: Records) -> int | None:

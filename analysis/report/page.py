@@ -10,6 +10,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -150,7 +151,9 @@ def _request(request: RequestReport, anchor: str) -> Iterator[str]:
     yield from _summary(request)
     if request.problem:
         yield f'<p class="bad">No table: {escape(request.problem)}.</p>'
-    yield from (table_html(table) for table in request.tables)
+    # The request's title stands above already.
+    named = (replace(t, title="Results") if t.title == request.title else t for t in request.tables)
+    yield from map(table_html, named)
     if request.plots:
         yield "<h3>Figures</h3>"
         yield "<noscript><p>The script of this page draws the figures; without it, see the tables.</p></noscript>"
@@ -324,6 +327,7 @@ def _evidence(verdict: SourceVerdict) -> Iterator[str]:
 
 def _part(part: Mapping[str, Any]) -> str:
     interval = part["interval"]
+    kind = "" if part["kind"] == "comparison" else escape(part["kind"])
     computed = part["computed"]
     numbers = "; ".join(f"{row['row']} {row['value']:g} (n {row['n']})" for row in part["rows"][:4])
     numbers += f" and {len(part['rows']) - 4} more" if len(part["rows"]) > 4 else ""
@@ -331,7 +335,7 @@ def _part(part: Mapping[str, Any]) -> str:
         numbers = ", ".join(f"{key} {_plain(value)}" for key, value in list(computed.items())[:8])
     estimate = "–" if part["estimate"] is None else f"{part['estimate']:.4g} {part['unit'] or ''}".strip()
     cells = (
-        ("", escape(part["part"])),
+        ("", escape(part["part"]) + (f' <span class="n">{kind}</span>' if kind else "")),
         ("", escape(numbers or "–")),
         (' class="number"', escape(estimate)),
         ("", "–" if interval is None else escape(f"{interval[0]:.4g} to {interval[1]:.4g}")),

@@ -212,7 +212,7 @@ def facts(cells: Iterable[CellResult]) -> tuple[Fact, ...]:
     ]
     times = sorted(_text(p.get(key)) for p in told for key in ("started_at", "finished_at") if p.get(key))
     if times:
-        found.append(Fact(name="made", values=((f"{times[0][:19]} to {times[-1][:19]} UTC", len(told)),)))
+        found.append(Fact(name="made", values=((f"{_minute(times[0])} to {_minute(times[-1])} UTC", len(told)),)))
     return tuple(fact for fact in found if fact.values)
 
 
@@ -238,6 +238,10 @@ def _code(provenance: Mapping[str, Any]) -> str:
     return f"commit {str(commit)[:12]}" + (
         f" with changes {changed} (diffs/{changed}.patch in the store)" if changed else ""
     )
+
+
+def _minute(iso: str) -> str:
+    return f"{iso[:10]} {iso[11:16]}"
 
 
 def _versions(provenance: Mapping[str, Any]) -> str:
