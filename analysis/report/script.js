@@ -497,8 +497,13 @@ function drawPareto(figure) {
     ...area, x, y, xTicks: niceTicks(xLow, xHigh, width / 110), yTicks: niceTicks(yLow, yHigh, 5),
     xFormat: FORMATS.si, yFormat, xLabel, yLabel: `${data.y.label}, ${data.y.better} is better`,
   });
-  const front = choice.front.map((i) => `${x(choice.points[i].x).toFixed(1)} ${y(choice.points[i].y).toFixed(1)}`);
-  if (front.length > 1) draw(figure.svg, "path", { class: "front", d: `M${front.join("L")}` });
+  // The border of what the front dominates: a step, as nothing lies between two rows.
+  let border = "";
+  choice.front.forEach((i, order) => {
+    const [px, py] = [x(choice.points[i].x).toFixed(1), y(choice.points[i].y).toFixed(1)];
+    border += order === 0 ? `M${px} ${py}` : choice.better === "lower" ? `H${px}V${py}` : `V${py}H${px}`;
+  });
+  if (choice.front.length > 1) draw(figure.svg, "path", { class: "front", d: border });
   const taken = [];
   const onFront = new Set(choice.front);
   const places = choice.points.map((point, i) => {
