@@ -227,7 +227,7 @@ def _best(results: Results, metric: str, margin: float) -> Iterator[str]:
             every = len(told) == len(mine)
             worst = max((contrast.p_holm or 0.0 for contrast in told), default=0.0)
             whom = "every other row" if every else _listed([contrast.second.label for contrast in told])
-            parts.append(f"told apart from {whom} (p {show_p(worst)} at most, Holm)")
+            parts.append(f"told apart from {whom} (largest p {show_p(worst)}, Holm)")
         if alike:
             parts.append(f"equivalent within ±{margin:g} to {_listed(alike)}")
         if undecided:

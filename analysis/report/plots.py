@@ -18,6 +18,7 @@ Better = Literal["lower", "higher"]
 
 TRAIN_LOSS: Final = "train_loss_nats"
 MOST_LINES: Final = 40
+MOST_DOTS: Final = 400
 MOST_POINTS: Final = 240
 _MIN_VALIDATIONS: Final = 3
 _SHOWN_FROM: Final = 0.15
@@ -262,6 +263,9 @@ def _against_cost(results: Results, metric: str) -> Plot | None:
     caption = [
         "On the line: rows to which no other is better in one of the two and as good in the other, by their means. "
         "Rows whose intervals overlap may not be told apart: see the table's marks.",
+        f"Of the rows off the line only the best are drawn, {MOST_DOTS} in all."
+        if len(results.groups) > MOST_DOTS
+        else "",
         "" if len(machines) < 2 else "The runs were made on several machines or devices: times do not compare.",
     ]
     label = "share of seeds that solved the task" if metric == SOLVED else metric_header(metric)
@@ -308,6 +312,13 @@ def _choice(
     if len({point["x"] for point in points}) < 2:
         return None
     front = pareto_front([(p["x"], p["y"]) for p in points], x_better=axis.better, y_better=better)
+    if len(points) > MOST_DOTS:
+        sign = 1 if better == "lower" else -1
+        on_front = set(front)
+        order = sorted(range(len(points)), key=lambda i: (i not in on_front, sign * points[i]["y"]))
+        kept = sorted(order[: max(MOST_DOTS, len(front))])
+        front = [kept.index(i) for i in front]
+        points = [points[i] for i in kept]
     return {"key": axis.key, "label": axis.label, "better": axis.better, "points": points, "front": front}
 
 

@@ -450,6 +450,24 @@ def test_the_pareto_front_is_what_nothing_dominates() -> None:
         assert sorted(pareto_front(points, x_better=x_better, y_better=y_better)) == free  # type: ignore[arg-type]
 
 
+def test_of_very_many_rows_those_on_the_front_stay(book: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = random.Random(4)
+    for i in range(12):
+        spec = book.spec("AAAA", 1, lr=(i + 1) / 1000, probe=False)
+        book.cell(spec, f"row {i}", 1)
+        book.record(spec, val_loss_nats=rng.uniform(1, 2), tokens_per_s=rng.uniform(1, 2), wall_s=rng.uniform(1, 2))
+    book.request("demo_text")
+
+    def fronts() -> list[list[str]]:
+        (pareto,) = [plot for plot in report(book.store).requests[0].plots if plot.name == "pareto"]
+        return [[one["points"][i]["label"] for i in one["front"]] for one in pareto.data["choices"]]
+
+    whole = fronts()
+    monkeypatch.setattr("analysis.report.plots.MOST_DOTS", 3)
+    assert fronts() == whole
+    assert len(whole) == 2
+
+
 def test_a_probe_has_a_survival_curve_that_ends_at_the_share_unsolved(demo: Any) -> None:
     (request,) = report(demo.store).requests
     (survival,) = [plot for plot in request.plots if plot.name == "survival"]
