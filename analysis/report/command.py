@@ -148,6 +148,11 @@ def _claims(
                 shown[name] = (shlex.join(typed), show.as_json(judge_claims(source, Settings())))
             except ConfigError as error:
                 notes.append(f"Not judged by the {name}: {'; '.join(error.problems)}.")
+    settings = Settings()
+    notes.append(
+        f'Intervals at {settings.level:.0%}; "holds" is corrected for all claims that are judged together (Holm), '
+        "undecided is not equal. Click on a claim for the numbers that its verdicts rest on."
+    )
     if "store" in shown:
         of = f"asked for with {' '.join(shared)}" if shared else "asked for without overrides"
         notes.append(f"By this store: records of the paper's sweeps, {of}.")

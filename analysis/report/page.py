@@ -20,7 +20,6 @@ from analysis.render.html import html as table_html
 from analysis.report.data import MOST_PARTS, ClaimReport, Report, RequestReport, SourceVerdict
 from analysis.report.plots import Plot
 from analysis.report.runs import AttemptLine, Fact, Failure
-from analysis.tables.table import Table
 from analysis.tables.words import count
 
 _HERE: Final = Path(__file__).parent
@@ -148,28 +147,47 @@ def _request(request: RequestReport, anchor: str) -> Iterator[str]:
     yield f'<h2 id="{anchor}-title">{escape(request.title)}</h2>'
     asked = f"Asked for as <code>{escape(_name(request))}</code> ({escape(request.id)})"
     yield f'<p class="asked">{asked}, first at {escape(request.asked_at.replace("T", " "))} UTC.</p>'
+    yield from _jumps(request, anchor)
     yield from _summary(request)
     if request.problem:
         yield f'<p class="bad">No table: {escape(request.problem)}.</p>'
     # The request's title stands above already.
     named = (replace(t, title="Results") if t.title == request.title else t for t in request.tables)
+    yield f'<div id="{anchor}-tables">'
     yield from map(table_html, named)
+    yield "</div>"
     if request.plots:
-        yield "<h3>Figures</h3>"
+        yield f'<h3 id="{anchor}-figures">Figures</h3>'
         yield "<noscript><p>The script of this page draws the figures; without it, see the tables.</p></noscript>"
     for number, plot in enumerate(request.plots, start=1):
         yield from _plot(plot, f"{anchor}-f{number}")
     if request.cost is not None:
-        yield table_html(request.cost)
-    yield from _failures(request)
+        yield f'<div id="{anchor}-cost">{table_html(request.cost)}</div>'
+    yield from _failures(request, anchor)
     if request.runs is not None:
-        yield from _folded(request.runs, f"Every run ({sum(n for _, n in request.counts):,})")
-    yield from _provenance(request.facts)
-    yield "<h3>How to make it again</h3>"
+        summary = f"Every run ({sum(n for _, n in request.counts):,})"
+        attributes = f' id="{anchor}-runs"'
+        yield from _details(summary, [table_html(request.runs)], kind="folded", attributes=attributes)
+    yield from _provenance(request.facts, anchor)
+    yield f'<h3 id="{anchor}-again">How to make it again</h3>'
     yield "<p>In a clone, with the store in <code>./store</code> or <code>$HYBRID_STORE</code>.</p>"
     yield '<dl class="commands">'
     yield from (f"<dt>{escape(what)}</dt><dd>{_command(text)}</dd>" for what, text in request.commands)
     yield "</dl></section>"
+
+
+def _jumps(request: RequestReport, anchor: str) -> Iterator[str]:
+    places = (
+        ("tables", "tables", request.tables),
+        ("figures", "figures", request.plots),
+        ("cost", "plan and cost", request.cost),
+        ("failures", f"{request.n_failures} failed or diverged", request.failures),
+        ("runs", "every run", request.runs),
+        ("origin", "where from", request.facts),
+        ("again", "how to make it again", True),
+    )
+    links = " · ".join(f'<a href="#{anchor}-{place}">{words}</a>' for place, words, there in places if there)
+    yield f'<p class="jumps">{links}</p>'
 
 
 def _summary(request: RequestReport) -> Iterator[str]:
@@ -185,10 +203,6 @@ def _summary(request: RequestReport) -> Iterator[str]:
     yield "</ul>"
 
 
-def _folded(table: Table[Any], summary: str) -> Iterator[str]:
-    yield from _details(escape(summary), [table_html(table)], kind="folded")
-
-
 def _plot(plot: Plot, anchor: str) -> Iterator[str]:
     yield f'<figure class="plot" id="{anchor}" data-name="{escape(plot.name)}">'
     notes = escape(" ".join(plot.caption))
@@ -197,10 +211,10 @@ def _plot(plot: Plot, anchor: str) -> Iterator[str]:
     yield "</figure>"
 
 
-def _failures(request: RequestReport) -> Iterator[str]:
+def _failures(request: RequestReport, anchor: str) -> Iterator[str]:
     if not request.failures:
         return
-    yield f"<h3>Runs that failed, diverged or were interrupted ({request.n_failures})</h3>"
+    yield f'<h3 id="{anchor}-failures">Runs that failed, diverged or were interrupted ({request.n_failures})</h3>'
     for failure in request.failures:
         classes = ", ".join(dict.fromkeys(line.failure for line in failure.attempts if line.failure))
         label = f'<span class="badge {escape(failure.status)}">{escape(failure.status)}</span>'
@@ -244,10 +258,10 @@ def escape_line(line: str) -> str:
     return clean.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
-def _provenance(facts: Sequence[Fact]) -> Iterator[str]:
+def _provenance(facts: Sequence[Fact], anchor: str) -> Iterator[str]:
     if not facts:
         return
-    yield "<h3>Where the records come from</h3>"
+    yield f'<h3 id="{anchor}-origin">Where the records come from</h3>'
     yield '<dl class="facts">'
     for fact in facts:
         yield f"<dt>{escape(fact.name)}</dt>"

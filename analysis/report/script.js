@@ -561,6 +561,12 @@ function setUpPage() {
       for (const details of document.querySelectorAll("details")) details.open = open;
     });
   }
+  const openTarget = () => {
+    const target = document.getElementById(location.hash.slice(1));
+    if (target !== null && target.tagName === "DETAILS") target.open = true;
+  };
+  window.addEventListener("hashchange", openTarget);
+  openTarget();
   window.addEventListener("beforeprint", openForPrint);
   window.addEventListener("afterprint", closeAfterPrint);
 }

@@ -139,6 +139,14 @@ def test_every_element_that_is_opened_is_closed(demo: Any, hostile: Any) -> None
         assert len(identities) == len(set(identities))
 
 
+def test_every_link_leads_to_a_place_on_the_page(demo: Any) -> None:
+    found = outline(demo)
+    places = {attributes["id"] for _, attributes, _ in found.elements if "id" in attributes}
+    links = {str(attributes["href"])[1:] for attributes, _ in found.all("a")}
+    assert len(links) > 5
+    assert links <= places
+
+
 def test_what_users_wrote_is_text_and_nothing_else(hostile: Any) -> None:
     text = page(report(hostile.store))
     found = Outline(text)
