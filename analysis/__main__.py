@@ -1,24 +1,32 @@
-"""The command line: `python -m analysis tables | figures | reference`.
+"""The command line: `python -m analysis tables | figures | claims | report | reference`.
 
 What costs time to import is imported when called.
 """
 
 import argparse
+import math
 import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
+from analysis.claims import command as claims_command
+from analysis.report import command as report_command
 from hybrid.spec import ConfigError
 
 if TYPE_CHECKING:
     from analysis.load import Results
+    from analysis.tables import Table
     from sweeps.store import Store
 
-FORMATS: Final = ("markdown", "csv", "latex", "json")
+FORMATS: Final = ("markdown", "csv", "latex", "json", "html")
+LAYOUTS: Final = ("paper", "plain")
+SOURCES: Final = ("store", "paper")
 REFERENCE_FORMATS: Final = ("text", "json", "md")
 DEFAULT_STORE: Final = "store"
+# From so many runs on the index pays, which holds those of the whole store.
+MANY_CELLS: Final = 200
 
 _ABOUT = """\
 What the results say. Reads a store, never writes to it, never trains.
@@ -32,19 +40,28 @@ examples:
   python -m analysis tables demo                        the table of `python run.py -m +sweep=demo`, in Markdown
   python -m analysis tables latest                      of whatever was asked for last
   python -m analysis tables demo sweep.seeds=3          of the request with these overrides, if there are several
-  python -m analysis tables demo --out report           also table.md .csv .tex .json and figure.png .svg in report/
+  python -m analysis tables demo --out report           also report/table.md .csv .tex .json .html, figure.png .svg
+  python -m analysis tables demo_text --against llama   differences from one row, paired on equal seeds, with tests
+  python -m analysis tables table4 --reference          the paper's printed numbers below ours, with the difference
+  python -m analysis tables table4 --source paper       the printed table alone; needs no store
+  python -m analysis tables demo --check report         exit code 1, and a diff, if report/ is not what comes out now
   python -m analysis tables demo --format json | jq .   unrounded numbers for another program
   python -m analysis figures demo --out report          the figure alone
+  python -m analysis claims                             the paper's claims, judged by its own printed numbers
   python -m analysis reference                          the paper's printed costs beside those of our specs
 
-exit codes: 0 done; 2 something asked for does not exist; 1 anything else, such as a damaged store.
+exit codes: 0 done; 2 something asked for does not exist; 1 anything else, such as a damaged store or a failed --check.
 """
 
 _TABLES = """\
 Print the table of a request.
 
 A probe (runs that stop at a threshold) gives seeds solved k/n, median steps with unsolved seeds censored, what was
-spent, and Fisher's exact test between rows, Holm-adjusted. Other runs give a mean over seeds with its interval.
+spent, and Fisher's exact test between rows, Holm-adjusted. Other runs give a mean over seeds with its interval. A sweep
+that is a table of the paper is shown in the paper's layout.
+
+Bold is the best row where it is told apart from every other: t tests, paired on equal data seeds, Holm over the
+comparisons. A row with ? is undecided against the best; with --margin, one with ≈ is shown to be equivalent to it.
 """
 
 _REFERENCE = """\
@@ -87,11 +104,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         args.overrides += rest
     from sweeps.store import StoreError
 
+    code = 0
     try:
         if args.command == "tables":
-            _tables(args)
+            code = _tables(args)
         elif args.command == "figures":
             _figures(args)
+        elif args.command == "claims":
+            _claims(args)
+        elif args.command == "report":
+            _report(args)
         else:
             _reference(args)
         sys.stdout.flush()
@@ -106,7 +128,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
-    return 0
+    return code
 
 
 def _complain(error: Exception, code: int) -> int:
@@ -140,15 +162,48 @@ def _parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentPars
         )
     tables.add_argument("--format", choices=FORMATS, default="markdown", help="what to print (default: markdown)")
     tables.add_argument("--out", metavar="DIR", type=Path, help="also write all formats and the figure here")
+    _add_table_options(tables)
     tables.add_argument(
-        "--metric",
-        metavar="NAME",
-        help="what the table is about (default: the sweep's own, else solved or val_loss_nats)",
+        "--layout",
+        choices=LAYOUTS,
+        help="the paper's columns, or those that differ (default: the paper's for its tables, without --metric)",
+    )
+    tables.add_argument(
+        "--source", choices=SOURCES, default="store", help="paper: the printed numbers, no store (default: store)"
+    )
+    tables.add_argument(
+        "--reference", action="store_true", help="the paper's printed numbers below ours, with the difference"
+    )
+    tables.add_argument(
+        "--check",
+        metavar="PATH",
+        nargs="+",
+        type=Path,
+        help="compare with these files, or all tables in a directory, as --out writes them; print what differs",
     )
     tables.add_argument(
         "--figure", action=argparse.BooleanOptionalAction, help="draw the figure too (default: if --out is given)"
     )
     figures.add_argument("--out", metavar="DIR", type=Path, default=Path(), help="where to write (default: here)")
+    claims = subparsers.add_parser(
+        "claims",
+        help="judge the paper's claims, by its numbers or by ours",
+        description=claims_command.ABOUT,
+        epilog=claims_command.EXAMPLES,
+        formatter_class=form,
+        allow_abbrev=False,
+    )
+    claims_command.add_arguments(claims)
+    report = subparsers.add_parser(
+        "report",
+        help="write one HTML file of what requests came to",
+        description=report_command.ABOUT,
+        epilog=report_command.EXAMPLES,
+        formatter_class=form,
+        allow_abbrev=False,
+    )
+    report_command.add_arguments(report)
+    _add_table_options(report)
     reference = subparsers.add_parser(
         "reference",
         help="set the paper's printed costs beside ours",
@@ -162,40 +217,103 @@ def _parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentPars
     )
     reference.add_argument("--all", action="store_true", help="list the cells that agree too")
     reference.add_argument("--format", choices=REFERENCE_FORMATS, default="text", help="what to print (default: text)")
-    return parser, {"tables": tables, "figures": figures, "reference": reference}
+    return parser, {"tables": tables, "figures": figures, "claims": claims, "report": report, "reference": reference}
 
 
-def _tables(args: argparse.Namespace) -> None:
-    from analysis.render import FORMATS as FORMS
-    from analysis.render import SUFFIXES, render
-    from analysis.tables import build_tables
+def _add_table_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--metric",
+        metavar="NAME",
+        help="what the table is about (default: the sweep's own, else solved or val_loss_nats)",
+    )
+    command.add_argument(
+        "--against", metavar="ROW", help="also the differences from this row (a probe: these comparisons only)"
+    )
+    command.add_argument(
+        "--margin", metavar="X", type=_margin, help="differences within ±X are too small to matter (default: none are)"
+    )
+
+
+def _tables(args: argparse.Namespace) -> int:
+    from analysis.check import differences, table_files
+    from analysis.render import render
 
     if args.figure and args.out is None:
         raise ConfigError("--figure: expected --out DIR with it, to say where the figure goes")
-    results, store = _load(args)
-    tables = build_tables(results, args.metric)
+    tables, drawn_from = _made(args)
+    if args.check:
+        changed = differences(table_files(tables), args.check)
+        print(changed, end="")
+        return 1 if changed else 0
     # A CSV file is one table; the comparisons have a file of their own under --out.
     text = render(tables[:1] if args.format == "csv" else tables, args.format)
     print(_bold_titles(text) if args.format == "markdown" and _on_terminal() else text, end="")
     if args.format == "csv" and len(tables) > 1 and args.out is None:
         print(f"note: {tables[1].title.lower()} are left out of CSV; --out or --format json has them", file=sys.stderr)
     if args.out is None:
-        return
+        return 0
     args.out.mkdir(parents=True, exist_ok=True)
     written = []
-    for form in FORMS:
-        for batch in [(table,) for table in tables] if form == "csv" else [tables]:
-            path = args.out / f"{batch[0].name}{SUFFIXES[form]}"
-            path.write_text(render(batch, form), encoding="utf-8")
-            written.append(path)
-    if args.figure is not False:
-        written += _draw(results, store, args.out, optional=args.figure is None)
+    for name, content in table_files(tables).items():
+        written.append(args.out / name)
+        written[-1].write_text(content, encoding="utf-8")
+    if drawn_from is not None and args.figure is not False:
+        written += _draw(*drawn_from, args.out, optional=args.figure is None)
     _say_where(written)
+    return 0
+
+
+def _made(args: argparse.Namespace) -> "tuple[tuple[Table[Any], ...], tuple[Results, Store] | None]":
+    """The tables that are asked for, and what a figure of them would be drawn from: nothing, if none of it is ours."""
+    from analysis.load import open_store
+    from analysis.tables import LAYOUTS, build_tables
+    from analysis.tables.paper import printed_table, reference_table
+
+    chosen = {"metric": args.metric, "against": args.against, "margin": args.margin}
+    given = [f"--{name} {value}" for name, value in chosen.items() if value is not None]
+    if args.source == "paper":
+        if args.reference or args.layout == "plain" or given:
+            other = "--reference" if args.reference else (given or ["--layout plain"])[0]
+            raise ConfigError(f"{other}: --source paper has the printed numbers alone, as they are printed")
+        return (printed_table(args.request, args.overrides),), None
+    path = _store_path(args)
+    if args.reference and args.request in LAYOUTS and not given and args.layout != "plain":
+        if not path.is_dir():
+            return (reference_table(args.request, args.overrides, f"No run of ours: there is no store {path}."),), None
+        if not open_store(path).requests(args.request):
+            missing = f"No run of ours: {args.request} was never asked for in the store {path}."
+            return (reference_table(args.request, args.overrides, missing),), None
+    try:
+        results, store = _load(args)
+    except ConfigError as error:
+        if args.request not in LAYOUTS:
+            raise
+        hint = f"what the paper prints: python -m analysis tables {args.request} --source paper"
+        raise ConfigError([*error.problems, hint]) from None
+    tables = build_tables(
+        results,
+        args.metric,
+        against=args.against,
+        margin=args.margin,
+        layout=args.layout,
+        reference=args.reference,
+    )
+    return tables, (results, store)
 
 
 def _figures(args: argparse.Namespace) -> None:
     results, store = _load(args)
     _say_where(_draw(results, store, args.out, optional=False))
+
+
+def _claims(args: argparse.Namespace) -> None:
+    print(claims_command.run(args, _bold if _on_terminal() else str, DEFAULT_STORE), end="")
+
+
+def _report(args: argparse.Namespace) -> None:
+    from analysis.load import open_store
+
+    _say_where([report_command.run(args, open_store(_store_path(args)))])
 
 
 def _reference(args: argparse.Namespace) -> None:
@@ -218,10 +336,30 @@ def _reference(args: argparse.Namespace) -> None:
 
 
 def _load(args: argparse.Namespace) -> "tuple[Results, Store]":
-    from analysis.load import find_request, load, open_store
+    from analysis.load import load, open_store, request_of
 
-    store = open_store(args.store or Path(os.environ.get("HYBRID_STORE") or DEFAULT_STORE))
-    return load(store, find_request(store.requests(), args.request, args.overrides)), store
+    store = open_store(_store_path(args))
+    request = request_of(store, args.request, args.overrides)
+    if len(request.all_cells) < MANY_CELLS:
+        return load(store, request), store
+    from sweeps.index import Index
+
+    return load(Index(store), request), store
+
+
+def _store_path(args: argparse.Namespace) -> Path:
+    return args.store or Path(os.environ.get("HYBRID_STORE") or DEFAULT_STORE)
+
+
+def _margin(text: str) -> float:
+    """Raises argparse's own error for what is no positive number."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not (value > 0 and math.isfinite(value)):
+        raise argparse.ArgumentTypeError(f"{text}: expected a number above 0, in the metric's unit")
+    return value
 
 
 def _draw(results: "Results", store: "Store", directory: Path, *, optional: bool) -> list[Path]:

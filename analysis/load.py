@@ -4,20 +4,25 @@ The cells come from the stored request and are never composed again, so that a c
 cell: no row disappears.
 """
 
+import contextlib
 import json
 import math
+import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Final, final
+from typing import TYPE_CHECKING, Any, Final, final
 
 from hybrid.cost import layout_of, run_cost
 from hybrid.decode import decode, did_you_mean
 from hybrid.spec import ConfigError, RunSpec
 from sweeps.store import Cell, Request, Store, StoreError, Tuning
-from sweeps.tune import Choices, choose, settle, status_of
+from sweeps.tune import UNTUNED, Choices, choose, settle
+
+if TYPE_CHECKING:
+    from sweeps.index import Index
 
 LATEST: Final = "latest"
 STATUS_WORDS: Final = {"new": "not started"}
@@ -29,7 +34,8 @@ class CellResult:
     """One expected run: what it is called, how it stands, and its record if it has one.
 
     `run_id` is None before it is tuned. `spec` is None before the run is first tried, or if this code cannot read it
-    (another revision); `metrics` are empty without a record. `tuned` are the values that tuning chose, or tries.
+    (another revision); `metrics` are empty without a record, and hold what evaluations measured too. `tuned` are the
+    values that tuning chose, or tries. `problem` says what is wrong with a record that cannot be read.
     """
 
     name: str
@@ -43,6 +49,7 @@ class CellResult:
     cost: Mapping[str, float]
     metrics: Mapping[str, Any]
     provenance: Mapping[str, Any]
+    problem: str | None = None
 
     @property
     def final(self) -> bool:
@@ -99,6 +106,10 @@ class Group:
     def numbers(self, metric: str) -> list[float]:
         """The metric of the runs that are done; diverged runs are never averaged."""
         return [value for cell in self.done if (value := cell.number(metric)) is not None]
+
+    def without(self, metric: str) -> tuple[CellResult, ...]:
+        """The runs that are done and have no finite value of the metric."""
+        return tuple(cell for cell in self.done if cell.number(metric) is None)
 
     def notes(self) -> str:
         """What is not done, counted: "1 diverged, 2 not started"; empty if all is."""
@@ -178,11 +189,22 @@ def find_request(requests: Sequence[Request], name: str, overrides: Sequence[str
     raise ConfigError("\n".join([problem, *listing]))
 
 
-def load(store: Store, request: Request) -> Results:
-    """Join the cells of `request` with their records. Raises ConfigError if the request has no cells."""
+def request_of(store: Store, name: str, overrides: Sequence[str]) -> Request:
+    """The request that a user means, as `find_request` says; where none fits, the damaged ones are named too."""
+    try:
+        return find_request(store.requests(), name, overrides)
+    except ConfigError as error:
+        raise ConfigError([*error.problems, *store.damaged_requests()]) from None
+
+
+def load(store: "Store | Index", request: Request) -> Results:
+    """Join the cells of `request` with their records, which an index of the store has sooner, where they are many.
+
+    Raises ConfigError if the request has no cells.
+    """
     if not request.cells:
         raise ConfigError(f"request = {request.sweep}: it has no cells")
-    choices = choose(request, store)
+    choices = choose(request, store if isinstance(store, Store) else store.store)
     members: dict[tuple[str, str], list[CellResult]] = {}
     for cell in settle(request, choices).cells:
         result = _result(store, cell)
@@ -225,7 +247,7 @@ def _as_text(value: object) -> str:
     return json.dumps(value, sort_keys=True, default=str)
 
 
-def _tuning_runs(store: Store, tuning: Tuning) -> TuningRuns:
+def _tuning_runs(store: "Store | Index", tuning: Tuning) -> TuningRuns:
     return TuningRuns(
         settings=tuning.settings,
         per=tuning.per,
@@ -235,11 +257,16 @@ def _tuning_runs(store: Store, tuning: Tuning) -> TuningRuns:
     )
 
 
-def _result(store: Store, cell: Cell) -> CellResult:
-    status = status_of(cell, store)
+def _result(store: "Store | Index", cell: Cell) -> CellResult:
+    status = UNTUNED if cell.run_id is None else store.status(cell.run_id)
     record: Mapping[str, Any] = {}
+    metrics: Mapping[str, Any] = {}
+    problem = None
     if cell.run_id is not None and status in ("done", "diverged"):
         record = store.record(cell.run_id) or {}
+        metrics = _with_evaluations(record.get("metrics", {}), _eval_records(store, cell.run_id))
+    elif cell.run_id is not None and status == "damaged":
+        problem = _problem(store, cell.run_id)
     spec = None if cell.run_id is None else _read_spec(store, cell.run_id, record)
     return CellResult(
         name=cell.name,
@@ -251,9 +278,49 @@ def _result(store: Store, cell: Cell) -> CellResult:
         status=status,
         spec=spec,
         cost=record.get("cost") or _predicted_cost(spec),
-        metrics=record.get("metrics", {}),
+        metrics=metrics,
         provenance=record.get("provenance", {}),
+        problem=problem,
     )
+
+
+def _problem(store: "Store | Index", run_id: str) -> str | None:
+    try:
+        store.record(run_id)
+    except StoreError as error:
+        return str(error)
+    return None
+
+
+def _eval_records(store: "Store | Index", run_id: str) -> Sequence[Mapping[str, Any]]:
+    """The records of the run's evaluations, in the order of their ids; those that cannot be read are left out."""
+    if not isinstance(store, Store):
+        return [record for _, record in sorted(store.eval_records(run_id).items())]
+    found: list[Mapping[str, Any]] = []
+    directory = store.run_dir(run_id) / "evals"
+    names = sorted(os.listdir(directory)) if directory.is_dir() else []
+    for name in names:
+        with contextlib.suppress(StoreError):
+            record = store.eval_record(run_id, name)
+            found += [record] if record is not None else []
+    return found
+
+
+def _with_evaluations(metrics: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+    """The metrics of a run and of its evaluations, these under `kind.name` too, as in `nll.loss_nats`.
+
+    The run's own come first. A name to which two evaluations give different values says nothing, so it is left out.
+    """
+    found: dict[str, Any] = {}
+    disputed: set[str] = set()
+    for record in records:
+        kind = record.get("eval", {}).get("kind", "eval")
+        for name, value in record["metrics"].items():
+            for key in (name, f"{kind}.{name}"):
+                if key in found and found[key] != value:
+                    disputed.add(key)
+                found[key] = value
+    return {key: value for key, value in found.items() if key not in disputed} | dict(metrics)
 
 
 def _predicted_cost(spec: RunSpec | None) -> dict[str, Any]:
@@ -264,8 +331,10 @@ def _predicted_cost(spec: RunSpec | None) -> dict[str, Any]:
         return {}
 
 
-def _read_spec(store: Store, run_id: str, record: Mapping[str, Any]) -> RunSpec | None:
+def _read_spec(store: "Store | Index", run_id: str, record: Mapping[str, Any]) -> RunSpec | None:
     try:
+        if not isinstance(store, Store):
+            return store.run_spec(run_id)
         plain = record.get("spec") or store.spec(run_id)
         return None if plain is None else decode(RunSpec, plain, "spec")
     except (ConfigError, StoreError):

@@ -13,6 +13,7 @@ from statistics import fmean, median
 LEVEL = 0.95
 MAX_SD_RATIO = 4.0
 MIN_SPREAD_P = 0.10
+MIN_RATIO_P = 0.30
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,14 +140,35 @@ def brown_forsythe(samples: Sequence[Sequence[float]]) -> float | None:
     return float(fdtrc(df_between, df_within, (between / df_between) / (within / df_within)))
 
 
+def bartlett(samples: Sequence[Sequence[float]]) -> float | None:
+    """p of Bartlett's test of equal spread (1937): sharp, and right for normal noise only.
+
+    None if fewer than two rows have two values, or one of them has no spread at all.
+    """
+    from scipy.special import chdtrc
+
+    rows = [sample for sample in samples if len(sample) >= 2]
+    variances = [(standard_deviation(row) or 0.0) ** 2 for row in rows]
+    if len(rows) < 2 or min(variances) == 0.0:
+        return None
+    dfs = [len(row) - 1 for row in rows]
+    df = sum(dfs)
+    pooled = math.fsum(f * v for f, v in zip(dfs, variances, strict=True)) / df
+    statistic = df * math.log(pooled) - math.fsum(f * math.log(v) for f, v in zip(dfs, variances, strict=True))
+    correction = 1 + (math.fsum(1 / f for f in dfs) - 1 / df) / (3 * (len(rows) - 1))
+    return float(chdtrc(len(rows) - 1, statistic / correction))
+
+
 def pool(samples: Sequence[Sequence[float]]) -> Pooling:
     """The seed spread of all rows together, and whether to use it.
 
     Rows of two values or more are pooled: variance = sum of squared deviations from each row's own mean over
     the sum of (n - 1). The pooled value is used if at least two rows can be pooled and neither check speaks
-    against it: the Brown-Forsythe p is at least 0.10, and the largest row SD is at most 4 times the smallest (the
-    ratio is there because Brown-Forsythe has little power at three seeds). Both look only at rows of three
-    values or more; where fewer than two rows have that many, equal spread is assumed, and the reason says so.
+    against it: the Brown-Forsythe p is at least 0.10, and the largest row SD is at most 4 times the smallest, or no
+    more than such rows often show (Bartlett's p is at least 0.30). The ratio is there because Brown-Forsythe has little
+    power at three seeds; Bartlett's test because of five equal rows of three seeds every second set has such a ratio.
+    All look only at rows of three values or more; where fewer than two rows have that many, equal spread is assumed,
+    and the reason says so.
     """
     rows = [sample for sample in samples if len(sample) >= 2]
     df = sum(len(row) - 1 for row in rows)
@@ -159,7 +181,8 @@ def pool(samples: Sequence[Sequence[float]]) -> Pooling:
     spreads = [standard_deviation(row) or 0.0 for row in rows if len(row) >= 3]
     if len(spreads) < 2:
         return Pooling(sd=sd, df=df, used=True, reason="equal spread assumed: too few seeds to check it")
-    if max(spreads) > MAX_SD_RATIO * min(spreads):
+    usual = bartlett([row for row in rows if len(row) >= 3])
+    if max(spreads) > MAX_SD_RATIO * min(spreads) and (usual is None or usual < MIN_RATIO_P):
         return Pooling(sd=sd, df=df, used=False, reason=f"row SDs differ by more than {MAX_SD_RATIO:g} times")
     p = brown_forsythe(rows)
     if p is not None and p < MIN_SPREAD_P:

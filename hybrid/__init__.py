@@ -1,1 +1,34 @@
 """What a run is and how it runs: specs, architectures, costs, data, training and evaluation."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from hybrid.model import LanguageModel
+
+
+def load(
+    run_id: str,
+    *,
+    store: "str | Path | None" = None,
+    checkpoints: "str | Path | None" = None,
+    device: str = "cpu",
+    mixers: "Sequence[str | Path] | None" = None,
+) -> "LanguageModel":
+    """The trained model of a finished run, in eval mode: a torch module that gives the logits of tokens (B, L).
+
+    `store` is the directory of results ($HYBRID_STORE, else ./store, unless given), `checkpoints` where the weights
+    are, if store.checkpoints was set, and `mixers` the files of the run's outside mixers, if they have been moved.
+    Parameters are float32; a bfloat16 run was trained and evaluated under torch.autocast.
+
+    The record is checked to be that of this very run, its outside mixers' files to be the same to the byte, and the
+    weights to be those that it ended with, by their SHA-256 where the record has it, else by names and shapes alone.
+
+    Raises ConfigError where one of these is not so, where there is no such run, or device, or the run has not come to
+    an end that leaves weights.
+    """
+    from hybrid import trained
+
+    return trained.load(run_id, store=store, checkpoints=checkpoints, device=device, mixers=mixers)

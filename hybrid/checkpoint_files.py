@@ -1,7 +1,8 @@
-"""What checkpoint files are called, so that they can be told apart without being read.
+"""What checkpoint files are called, so that they can be told apart without being read, and where a run's results lie.
 
 step00000120-a001.ckpt    saved on the way, by attempt 1, after 120 updates; superfluous once there are two later ones
 point00000120.ckpt        where branches of a trunk start: kept
+final-a001.safetensors    the weights that attempt 1 came to
 """
 
 import hashlib
@@ -10,6 +11,11 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
+
+RUNS: Final = "runs"
+"""Of a store's directories, the one with the runs."""
+RUN_RECORD: Final = "record.json"
+"""In a run's directory, if and only if the run is done or diverged."""
 
 _STEP: Final = re.compile(r"step(\d{8,})-a(\d{3,})\.ckpt")
 _POINT: Final = re.compile(r"point(\d{8,})\.ckpt")
@@ -38,6 +44,16 @@ def point_step(name: str) -> int | None:
     """Of a checkpoint that branches start from; None for any other file."""
     found = _POINT.fullmatch(name)
     return None if found is None else int(found[1])
+
+
+def run_place(base: Path, run_id: str) -> Path:
+    """A run's own directory below `base`: a store's `runs`, or where its checkpoints are."""
+    return base / run_id[:2] / run_id
+
+
+def weights_file(attempt: int) -> str:
+    """The name of the final weights that an attempt wrote."""
+    return f"final-a{attempt:03d}.safetensors"
 
 
 def weights_attempt(name: str) -> int | None:

@@ -37,10 +37,10 @@ from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal, TypeGuard
+from typing import Any, Literal, Protocol, TypeGuard
 
-from hybrid.checkpoint_files import point_steps, saved_steps
-from hybrid.decode import canonical_json, digest
+from hybrid.checkpoint_files import RUN_RECORD, RUNS, point_steps, run_place, saved_steps, weights_file
+from hybrid.decode import canonical_json, decode, digest
 from hybrid.durable import inherit_group_write, let_group_write, make_dir, sync_dir
 from hybrid.spec import ConfigError, RunSpec
 from sweeps.identity import run_id as identify
@@ -295,6 +295,25 @@ def _start(entry: Mapping[str, Any]) -> Start | None:
     return None
 
 
+class Records(Protocol):
+    """What tells of runs: a store, or its index (`sweeps.index`), which knows those that are final by heart.
+
+    What it returns is not to be changed.
+    """
+
+    def status(self, run_id: str) -> Status: ...
+
+    def record(self, run_id: str) -> Mapping[str, Any] | None: ...
+
+    def eval_records(self, run_id: str) -> Mapping[str, Mapping[str, Any]]: ...
+
+    def spec(self, run_id: str) -> Mapping[str, Any] | None: ...
+
+    def run_spec(self, run_id: str) -> RunSpec | None: ...
+
+    def metrics(self, run_id: str) -> list[dict[str, Any]]: ...
+
+
 class Store:
     """A results store under `root`; checkpoints and data shards may live elsewhere."""
 
@@ -306,13 +325,13 @@ class Store:
     # --- paths ---
 
     def run_dir(self, run_id: str) -> Path:
-        return self.root.joinpath("runs", run_id[:2], run_id)
+        return run_place(self.root / RUNS, run_id)
 
     def spec_path(self, run_id: str) -> Path:
         return self.run_dir(run_id) / "spec.json"
 
     def record_path(self, run_id: str) -> Path:
-        return self.run_dir(run_id) / "record.json"
+        return self.run_dir(run_id) / RUN_RECORD
 
     def attempts(self, run_id: str) -> Attempts:
         return Attempts(of=run_id, directory=self.run_dir(run_id) / "attempts")
@@ -324,11 +343,11 @@ class Store:
         return self.run_dir(run_id) / "evals" / eval_id / "record.json"
 
     def checkpoints_dir(self, run_id: str) -> Path:
-        return self.checkpoints_root / run_id[:2] / run_id
+        return run_place(self.checkpoints_root, run_id)
 
     def weights_path(self, run_id: str, attempt: int) -> Path:
         """The final weights that an attempt wrote; those of the run are its record's `attempt`."""
-        return self.checkpoints_dir(run_id) / f"final-a{attempt:03d}.safetensors"
+        return self.checkpoints_dir(run_id) / weights_file(attempt)
 
     def trunk_dir(self, trunk_id: str) -> Path:
         return self.root / "trunks" / trunk_id[:2] / trunk_id
@@ -406,6 +425,17 @@ class Store:
         """The run's canonical spec as plain data; None where the run is not known."""
         return read_json(self.spec_path(run_id))
 
+    def run_spec(self, run_id: str) -> RunSpec | None:
+        """The run's spec, of its record if it has one; None where the run is not known.
+
+        Raises ConfigError where this code cannot read it, StoreError where it is damaged.
+        """
+        plain = None
+        with contextlib.suppress(StoreError):
+            plain = (self.record(run_id) or {}).get("spec")
+        plain = plain or self.spec(run_id)
+        return None if plain is None else decode(RunSpec, plain, "spec")
+
     def record(self, run_id: str) -> dict[str, Any] | None:
         """The run's record; None unless it is done or diverged. Raises StoreError where it is damaged or of a newer
         schema."""
@@ -418,6 +448,15 @@ class Store:
     def eval_record(self, run_id: str, eval_id: str) -> dict[str, Any] | None:
         """An evaluation's record; None where it was not made."""
         return self._record(self.eval_record_path(run_id, eval_id), "run_id", "metrics")
+
+    def eval_records(self, run_id: str) -> dict[str, dict[str, Any]]:
+        """The records of the run's evaluations by their ids, in order; those that cannot be read are left out."""
+        found: dict[str, dict[str, Any]] = {}
+        for entry in sorted(_entries(self.run_dir(run_id) / "evals"), key=lambda entry: entry.name):
+            with contextlib.suppress(StoreError):
+                record = self.eval_record(run_id, entry.name)
+                found |= {} if record is None else {entry.name: record}
+        return found
 
     def publish_eval_record(self, run_id: str, eval_id: str, record: Mapping[str, Any]) -> bool:
         """Publish an evaluation's record; False where another copy was first."""
@@ -490,13 +529,15 @@ class Store:
             return "done" if record["status"] == "done" else "diverged"
         return self.attempts(run_id).status()
 
-    def metrics(self, run_id: str) -> list[dict[str, Any]]:
-        """The run's metric lines from its beginning: those of its trunk up to where it starts, then its own.
+    def metrics(self, run_id: str, number: int | None = None) -> list[dict[str, Any]]:
+        """The run's metric lines from its beginning, as its attempt `number` (that of its record, else the newest) has
+        them: those of its trunk up to where it starts, then its own.
 
         Attempts are joined: each is cut at the step from which a later one went on. Half a line at the end of a killed
         attempt is left out.
         """
-        pieces = [lines for _, lines in self._backwards(self.attempts(run_id), self._telling_attempt(run_id))]
+        number = self._telling_attempt(run_id) if number is None else number
+        pieces = [lines for _, lines in self._backwards(self.attempts(run_id), number)]
         return [line for lines in reversed(pieces) for line in lines]
 
     def branched_from(self, run_id: str, number: int | None = None) -> Start | None:

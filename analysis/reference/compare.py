@@ -254,21 +254,23 @@ class Sweeps:
         """The run of a printed row. Raises ConfigError where the sweep has no such cell."""
         runs = self.runs(place.sweep, place.overrides)
         for run in runs:
-            if run.cell.row == place.row and all(_same(run.cell.axes.get(key), value) for key, value in place.axes):
+            if run.cell.row == place.row and all(
+                same_setting(run.cell.axes.get(key), value) for key, value in place.axes
+            ):
                 return run.resolved.run
         where = " ".join((f"+sweep={place.sweep}", *place.overrides))
         rows = list(dict.fromkeys(run.cell.row for run in runs))
         if place.row not in rows:
             raise ConfigError(f"{where}: has no row {place.row!r}{did_you_mean(place.row, rows)}")
-        axes = ", ".join(f"{key}={value}" for key, value in place.axes)
-        raise ConfigError(f"{where}: row {place.row!r} has no cell with {axes}")
+        wanted = ", ".join(f"{key}={value}" for key, value in place.axes)
+        raise ConfigError(f"{where}: row {place.row!r} has no cell with {wanted}")
 
 
 def _no_stdlib() -> str:
     raise ConfigError("data=stdlib: expected the paper's corpus in a sweep of the paper's tables")
 
 
-def _same(value: object, wanted: object) -> bool:
+def same_setting(value: object, wanted: object) -> bool:
     """Whether two settings are one, however a number is written: 2e19, 20000000000000000000."""
     try:
         return parse_count(value, "") == parse_count(wanted, "")

@@ -61,7 +61,7 @@ def test_out_writes_every_format_and_the_figure_and_says_where(
 ) -> None:
     out = tmp_path / "report"
     assert main(["tables", "demo", "--store", str(demo.store.root), "--out", str(out)]) == 0
-    names = ["comparisons.csv", *FIGURE, "table.csv", "table.json", "table.md", "table.tex"]
+    names = ["comparisons.csv", *FIGURE, "table.csv", "table.html", "table.json", "table.md", "table.tex"]
     assert sorted(path.name for path in out.iterdir()) == names
     printed = capsys.readouterr()
     assert printed.out == (out / "table.md").read_text()
@@ -176,3 +176,38 @@ def test_ctrl_c_is_clean(demo: Any, monkeypatch: pytest.MonkeyPatch, capsys: pyt
     monkeypatch.setattr("analysis.load.load", interrupt)
     assert main(["tables", "demo", "--store", str(demo.store.root)]) == 130
     assert capsys.readouterr().err == "interrupted\n"
+
+
+def test_a_table_of_many_runs_goes_through_the_index_and_is_the_same(
+    demo: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Failed, diverged, running and missing cells too; the index is a file of the store, and the one thing written."""
+    arguments = ["tables", "demo", "--store", str(demo.store.root)]
+    assert main(arguments) == 0
+    directly = capsys.readouterr().out
+    assert not (demo.store.root / "index.runs").exists()
+    monkeypatch.setattr("analysis.__main__.MANY_CELLS", 1)
+    for _ in range(2):  # made, then read
+        assert main(arguments) == 0
+        assert capsys.readouterr().out == directly
+    assert (demo.store.root / "index.runs").exists()
+
+
+def test_evaluations_and_unreadable_records_are_the_same_through_the_index(
+    text: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (request,) = text.store.requests()
+    first, second = (cell.run_id for cell in request.cells[:2])
+    record = {"schema": 1, "run_id": first, "eval": {"kind": "pg19"}, "metrics": {"pg19_loss_nats": 2.5}}
+    assert text.store.publish_eval_record(first, "a" * 12, record)
+    path = text.store.record_path(second)
+    path.write_text(path.read_text().replace('"schema": 1', '"schema": 2'))
+    arguments = ["tables", "demo_text", "--store", str(text.store.root)]
+    printed = []
+    for many in (1000, 1):
+        monkeypatch.setattr("analysis.__main__.MANY_CELLS", many)
+        for metric in ("val_loss_nats", "pg19_loss_nats", "pg19.pg19_loss_nats"):
+            assert main([*arguments, "--metric", metric]) == 0
+        printed.append(capsys.readouterr().out)
+    assert printed[0] == printed[1]
+    assert "Unreadable" in printed[0]

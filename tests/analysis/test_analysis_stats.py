@@ -167,6 +167,28 @@ def test_brown_forsythe_refuses_to_pool_what_the_ratio_lets_pass() -> None:
     assert "Brown-Forsythe" in pooling.reason
 
 
+def test_bartlett_equals_scipy() -> None:
+    draw = random.Random(4).gauss
+    samples = [[draw(0, spread) for _ in range(size)] for spread, size in ((1, 3), (2, 5), (1.5, 4))]
+    assert stats.bartlett(samples) == pytest.approx(scipy_stats.bartlett(*samples).pvalue)
+    assert stats.bartlett([[1.0, 1.0], [1.0, 2.0]]) is None
+    assert stats.bartlett([[1.0, 2.0], [1.0]]) is None
+
+
+def test_a_ratio_that_so_few_seeds_often_show_is_no_reason_against_pooling() -> None:
+    rows = [[0.0, 0.1, -0.1], [0.0, 0.42, -0.42], [0.0, 0.3, -0.3], [0.0, 0.25, -0.25], [0.0, 0.35, -0.35]]
+    assert max(sd := [stats.standard_deviation(row) or 0.0 for row in rows]) / min(sd) > 4
+    assert (stats.bartlett(rows) or 0.0) > 0.30
+    assert stats.pool(rows).used
+
+
+def test_equal_rows_of_three_seeds_are_mostly_pooled() -> None:
+    draw = random.Random(5).gauss
+    used = sum(stats.pool([[draw(0, 1) for _ in range(3)] for _ in range(5)]).used for _ in range(300))
+    # By the ratio alone it was about half of them.
+    assert used > 200
+
+
 def test_two_seeds_a_row_are_pooled_on_an_assumption_that_is_stated() -> None:
     pooling = stats.pool([[1.0, 1.1], [2.0, 2.3]])
     assert pooling.used

@@ -159,6 +159,24 @@ def test_a_setting_that_an_axis_shows_is_not_a_second_column(book: Any) -> None:
     assert "row" not in keys(table)
 
 
+def test_a_setting_that_differs_and_that_no_column_shows_is_named(book: Any) -> None:
+    for row, decay in (("with", 0.1), ("without", 0.0)):
+        spec = book.spec("AM", 1, probe=False)
+        spec = replace(spec, optim=replace(spec.optim, weight_decay=decay))
+        book.cell(spec, row, 1, {})
+        book.record(spec, val_loss_nats=1.5)
+    book.request()
+    (table,) = build_tables(results_of(book))
+    assert "Rows differ too in optim.weight_decay (0.1, 0)." in table.footnotes
+    for decay in (0.1, 0.0):
+        spec = book.spec("AM", 1, probe=False)
+        book.cell(replace(spec, optim=replace(spec.optim, weight_decay=decay)), "a", 1, {"optim.weight_decay": decay})
+    book.request("axis")
+    (table,) = build_tables(results_of(book, "axis"))
+    assert "optim.weight_decay" in keys(table)
+    assert not any("differ too" in note for note in table.footnotes)
+
+
 def test_what_does_not_differ_is_in_the_caption(book: Any) -> None:
     for lr in (0.001, 0.002):
         book.losses("llama", "AAM", [1.5], lr=lr, **{"optim.lr": lr})

@@ -1,0 +1,71 @@
+"""The settings of a run that a reader must know: in the caption if equal in all rows, else a column."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final, assert_never, final
+
+from analysis.tables.table import Value
+from analysis.tables.words import count, show, si, whole
+from hybrid.spec import HubSpec, RecallSpec, RunSpec, StdlibSpec
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """A setting of a run that a reader must know: in the caption if equal in all rows, else a column."""
+
+    key: str
+    header: str
+    phrase: str
+    value: Callable[[RunSpec], str | int | float | None]
+    text: Callable[[Value], str]
+
+
+SETTINGS: Final = (
+    Setting(key="data", header="data", phrase="{}", value=lambda spec: _data_text(spec), text=show),
+    Setting(key="lr", header="lr", phrase="learning rate {}", value=lambda spec: spec.optim.lr, text=show),
+    Setting(
+        key="batch_size",
+        header="batch",
+        phrase="batches of {} sequences",
+        value=lambda spec: spec.batch_size,
+        text=whole,
+    ),
+    Setting(
+        key="seq_len", header="seq len", phrase="{} tokens a sequence", value=lambda spec: spec.seq_len, text=whole
+    ),
+    Setting(
+        key="train_tokens",
+        header="tokens",
+        phrase="{} training tokens",
+        value=lambda spec: spec.train_tokens if spec.stop is None else None,
+        text=lambda value: si(value),
+    ),
+    Setting(
+        key="max_steps",
+        header="max steps",
+        phrase="at most {} steps",
+        value=lambda spec: None if spec.stop is None else spec.train_steps,
+        text=whole,
+    ),
+    Setting(key="stop", header="threshold", phrase="solved at {}", value=lambda spec: _stop_text(spec), text=show),
+)
+
+
+def _data_text(spec: RunSpec) -> str:
+    match spec.data:
+        case RecallSpec(n_symbols=symbols, n_pairs=pairs):
+            return f"recall of {pairs} pairs over {symbols} symbols"
+        case StdlibSpec():
+            return "bytes of the Python standard library"
+        case HubSpec(name=name, corpus_revision=revision):
+            return f"{name} at {revision}"
+        case _ as never:
+            assert_never(never)
+
+
+def _stop_text(spec: RunSpec) -> str | None:
+    if spec.stop is None:
+        return None
+    every = max(1, spec.stop.every_tokens // spec.batch_tokens)
+    return f"{spec.stop.metric} {spec.stop.threshold:g} (measured every {count(every, 'step')})"
