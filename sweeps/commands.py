@@ -96,8 +96,7 @@ def run_request(arguments: Sequence[str], launcher: Launcher) -> int:
     if around.mode in ("run", "eval"):
         launcher.check(expansion.runs)
     elif around.mode == "plan":
-        for problem in _launcher_problems(launcher, expansion.runs):
-            say(f"warning: {problem}")
+        _warn_of(launcher, expansion.runs)
     if around.mode == "run":
         return _run(expansion, around, launcher)
     return _look(expansion, around, launcher)
@@ -114,18 +113,23 @@ def _launcher_problems(launcher: Launcher, runs: Sequence[CellRun]) -> tuple[str
     return ()
 
 
+def _warn_of(launcher: Launcher, runs: Sequence[CellRun]) -> None:
+    for problem in _launcher_problems(launcher, runs):
+        say(f"warning: {problem}")
+
+
 def look_at_request(arguments: Sequence[str]) -> int:
     """`python -m sweeps plan ARGUMENTS` and the like: what `run_request` does where the mode trains nothing.
 
     Hydra's own settings, such as the launcher's, are checked and then of no consequence.
     """
     of_hydra, arguments = _apart(arguments)
-    if of_hydra:
-        with Composer() as composer:
-            composer.compose(of_hydra)
+    launcher = launcher_of(of_hydra) if of_hydra else None
     expansion = _expansion(arguments)
     around = _surroundings(expansion.config)
     assert around.mode != "run"
+    if launcher is not None and around.mode == "plan":
+        _warn_of(launcher, expansion.runs)
     return _look(expansion, around)
 
 

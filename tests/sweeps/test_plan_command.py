@@ -113,6 +113,9 @@ def test_the_launchers_settings_change_no_plan_and_are_checked(sweeps: Sweeps) -
     wrong = sweeps("plan", "+sweep=demo", "hydra.launcher.worker=2")
     assert wrong.returncode == 2
     assert "hydra.launcher.worker" in wrong.stderr
+    meant = sweeps("plan", "+sweep=demo", "hydra/launcher=slurm", "hydra.launcher.throttle=0")
+    assert (meant.returncode, meant.stdout) == (0, expected)
+    assert "warning: hydra.launcher.throttle = 0: expected" in meant.stderr
 
 
 def test_plan_reads_the_store_that_it_is_given(sweeps: Sweeps, plan_of: Any, finish: Any, tmp_path: Path) -> None:
