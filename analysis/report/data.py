@@ -2,6 +2,7 @@
 
 import json
 import shlex
+import textwrap
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -13,15 +14,16 @@ from analysis.load import STATUS_WORDS, Group, Results, load
 from analysis.report.cost import cost_table
 from analysis.report.plots import Metrics, Plot, plots
 from analysis.report.runs import Fact, Failure, code_note, facts, failures, runs_table
-from analysis.tables import Table, build_tables, metric_header, metric_of, show, solved
+from analysis.tables import LAYOUTS, Table, build_tables, metric_header, metric_of, show, solved
 from analysis.tables.probe import SOLVED
 from analysis.tables.words import NAMES_SHOWN, count, metric_better, show_p
 from hybrid.spec import ConfigError
 from sweeps.cells import UNNAMED
 from sweeps.index import Index
-from sweeps.store import Request, Store, request_id
+from sweeps.store import Request, Store, StoreError, request_id
 
 MANY_CELLS: Final = 200
+_TITLE: Final = 90
 MOST_PARTS: Final = 40
 
 
@@ -88,21 +90,24 @@ class Report:
 @final
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """What the tables of every request are asked for with; see `analysis.tables.build_tables`."""
+    """What the tables of every request are asked for with; see `analysis.tables.build_tables`. `reference` is for those
+    that are tables of the paper."""
 
     metric: str | None = None
     against: str | None = None
     margin: float | None = None
+    reference: bool = False
 
     def words(self) -> tuple[str, ...]:
         """As they are typed."""
         given = {"--metric": self.metric, "--against": self.against, "--margin": self.margin}
-        return tuple(
+        typed = tuple(
             word
             for name, value in given.items()
             if value is not None
             for word in (name, f"{value:g}" if isinstance(value, float) else value)
         )
+        return (*typed, *(["--reference"] if self.reference else []))
 
 
 def report_of(
@@ -133,17 +138,31 @@ def report_of(
 
 
 def _request(source: "Store | Index", store: Store, request: Request, options: Options) -> RequestReport:
+    """What cannot be read of one request does not keep the others from being shown."""
+    given: object = request.report
+    as_typed = textwrap.shorten(" ".join((request.sweep, *request.overrides)), _TITLE, placeholder=" ...")
     report = RequestReport(
         id=request_id(request),
         sweep=request.sweep,
         overrides=request.overrides,
-        title=str(request.report.get("title") or " ".join((request.sweep, *request.overrides))),
+        title=as_typed,
         asked_at=request.created_at[:19],
         commands=tuple(_commands(request, options)),
     )
+    if not isinstance(given, Mapping):
+        return replace(report, problem=f"its report is {given!r}: expected settings, such as a title")
+    report = replace(report, title=str(given.get("title") or as_typed))
     if not request.cells:
         return replace(report, problem="it has no cells")
-    results = load(source, request)
+    try:
+        return _filled(report, load(source, request), source, store, options)
+    except (ConfigError, StoreError) as error:
+        return replace(report, problem=str(error))
+
+
+def _filled(
+    report: RequestReport, results: Results, source: "Store | Index", store: Store, options: Options
+) -> RequestReport:
     tables, metric, problem = _tables(results, options)
     shown, n_failures = failures(results, store)
     return replace(
@@ -165,7 +184,13 @@ def _tables(results: Results, options: Options) -> tuple[tuple[Table[Any], ...],
     """The tables, the metric that they are about, and why there is none of them."""
     try:
         metric = metric_of(results, options.metric)
-        made = build_tables(results, options.metric, against=options.against, margin=options.margin)
+        made = build_tables(
+            results,
+            options.metric,
+            against=options.against,
+            margin=options.margin,
+            reference=options.reference and results.sweep in LAYOUTS,
+        )
     except ConfigError as error:
         return (), None, "; ".join(error.problems)
     return made, metric, ""
@@ -262,6 +287,7 @@ def _listed(names: Sequence[str]) -> str:
 
 def _commands(request: Request, options: Options) -> Iterator[tuple[str, str]]:
     named = [request.sweep, *request.overrides]
+    options = options if request.sweep in LAYOUTS else replace(options, reference=False)
     asked = [*([f"+sweep={request.sweep}"] if request.sweep != UNNAMED else []), *request.overrides]
     yield (
         "the runs: what is missing is run, what is done is not run again",

@@ -8,6 +8,7 @@ what the script reads through `json_text`.
 import base64
 import hashlib
 import json
+import textwrap
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -90,7 +91,10 @@ def _time(iso: str) -> str:
 
 
 def _navigation(report: Report) -> Iterator[str]:
-    entries = [(f"#r{i}", _name(request)) for i, request in enumerate(report.requests, start=1)]
+    entries = [
+        (f"#r{i}", textwrap.shorten(_name(request), 60, placeholder=" ..."))
+        for i, request in enumerate(report.requests, start=1)
+    ]
     entries += [("#claims", "Claims of the paper")] if report.claims else []
     if not entries:
         return
@@ -152,7 +156,8 @@ def _request(request: RequestReport, anchor: str) -> Iterator[str]:
     if request.problem:
         yield f'<p class="bad">No table: {escape(request.problem)}.</p>'
     # The request's title stands above already.
-    named = (replace(t, title="Results") if t.title == request.title else t for t in request.tables)
+    titles = (request.title, _name(request))
+    named = (replace(t, title="Results") if t.title in titles else t for t in request.tables)
     yield f'<div id="{anchor}-tables">'
     yield from map(table_html, named)
     yield "</div>"
