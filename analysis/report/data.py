@@ -6,7 +6,7 @@ import textwrap
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Final, final
+from typing import Any, Final, Literal, final
 
 from analysis import stats
 from analysis.contrasts import rank
@@ -27,13 +27,26 @@ _TITLE: Final = 90
 MOST_PARTS: Final = 40
 
 
+Place = Literal["tables", "figures", "cost", "runs", "all"]
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Command:
+    """What to type, what it makes, and what on the page that is."""
+
+    place: Place
+    makes: str
+    text: str
+
+
 @final
 @dataclass(frozen=True, kw_only=True)
 class RequestReport:
     """A request: what was asked for, what is there, what it says.
 
     `findings` are whole sentences. `problem` says why there are no tables, where there are none. `failures` are the
-    first of `n_failures`. `commands` make again what is shown: what each makes, and what to type.
+    first of `n_failures`. `commands` make again what is shown.
     """
 
     id: str
@@ -41,7 +54,7 @@ class RequestReport:
     overrides: tuple[str, ...]
     title: str
     asked_at: str
-    commands: tuple[tuple[str, str], ...]
+    commands: tuple[Command, ...]
     counts: tuple[tuple[str, int], ...] = ()
     findings: tuple[str, ...] = ()
     problem: str = ""
@@ -285,24 +298,22 @@ def _listed(names: Sequence[str]) -> str:
 # --- how to make it again -----------------------------------------------------------------------
 
 
-def _commands(request: Request, options: Options) -> Iterator[tuple[str, str]]:
+def _commands(request: Request, options: Options) -> Iterator[Command]:
     named = [request.sweep, *request.overrides]
-    options = options if request.sweep in LAYOUTS else replace(options, reference=False)
     asked = [*([f"+sweep={request.sweep}"] if request.sweep != UNNAMED else []), *request.overrides]
-    yield (
-        "the runs: what is missing is run, what is done is not run again",
-        shlex.join(["python", "run.py", "-m", *asked]),
+    options = options if request.sweep in LAYOUTS else replace(options, reference=False)
+    of_tables = ["python", "-m", "analysis", "tables", *named, *options.words()]
+    places: tuple[tuple[Place, str, list[str]], ...] = (
+        ("tables", "these tables, with numbers in full", [*of_tables, "--format", "json"]),
+        ("figures", "the figure for print (PNG, SVG)", ["python", "-m", "analysis", "figures", *named]),
+        ("cost", "the plan, with what is left to pay", ["python", "-m", "sweeps", "plan", *asked]),
+        ("runs", "every run, the scheduler asked", ["python", "-m", "sweeps", "status", request_id(request)]),
+        ("all", "the runs: what is missing is run, nothing is run again", ["python", "run.py", "-m", *asked]),
+        ("all", "tables and figure as files", [*of_tables, "--out", "out"]),
+        ("all", "this page", ["python", "-m", "analysis", "report", *named, *options.words(), "--out", "report.html"]),
     )
-    for what, command, more in (
-        ("the tables, with numbers in full", "tables", [*options.words(), "--format", "json"]),
-        ("tables and figure as files", "tables", [*options.words(), "--out", "out"]),
-        ("this page", "report", [*options.words(), "--out", "report.html"]),
-    ):
-        yield what, shlex.join(["python", "-m", "analysis", command, *named, *more])
-    yield (
-        "the state of every run, the scheduler asked",
-        shlex.join(["python", "-m", "sweeps", "status", request_id(request)]),
-    )
+    for place, makes, words in places:
+        yield Command(place=place, makes=makes, text=shlex.join(words))
 
 
 # --- claims -------------------------------------------------------------------------------------
