@@ -160,7 +160,8 @@ def _request(request: RequestReport, anchor: str) -> Iterator[str]:
     named = (replace(t, title="Results") if t.title in titles else t for t in request.tables)
     yield f'<div id="{anchor}-tables">'
     yield from map(table_html, named)
-    yield from _commands(request, "tables")
+    if request.tables:
+        yield from _commands(request, "tables")
     yield "</div>"
     if request.plots:
         yield f'<h3 id="{anchor}-figures">Figures</h3>'
