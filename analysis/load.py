@@ -83,11 +83,11 @@ class Group:
         """The cells with a result, each run once: two cells may ask for the same run."""
         return tuple({cell.run_id: cell for cell in self.cells if cell.final}.values())
 
-    @property
+    @cached_property
     def done(self) -> tuple[CellResult, ...]:
         return tuple(cell for cell in self.final if not cell.diverged)
 
-    @property
+    @cached_property
     def specs(self) -> tuple[RunSpec, ...]:
         return tuple(cell.spec for cell in self.cells if cell.spec is not None)
 
@@ -105,7 +105,15 @@ class Group:
 
     def numbers(self, metric: str) -> list[float]:
         """The metric of the runs that are done; diverged runs are never averaged."""
-        return [value for cell in self.done if (value := cell.number(metric)) is not None]
+        if metric not in self._numbers:
+            values = (cell.number(metric) for cell in self.done)
+            self._numbers[metric] = [value for value in values if value is not None]
+        return list(self._numbers[metric])
+
+    @cached_property
+    def _numbers(self) -> dict[str, list[float]]:
+        """Those that were asked for already."""
+        return {}
 
     def without(self, metric: str) -> tuple[CellResult, ...]:
         """The runs that are done and have no finite value of the metric."""
@@ -146,11 +154,11 @@ class Results:
     tuning: tuple[TuningRuns, ...]
     choices: Choices
 
-    @property
+    @cached_property
     def cells(self) -> tuple[CellResult, ...]:
         return tuple(cell for group in self.groups for cell in group.cells)
 
-    @property
+    @cached_property
     def specs(self) -> tuple[RunSpec, ...]:
         return tuple(spec for group in self.groups for spec in group.specs)
 

@@ -203,12 +203,18 @@ def _for_mlflow(layout: str, record: dict[str, Any], steps: list[int], curve: li
 
 
 def _timed(work: Callable[[], int]) -> None:
-    """Say how long it took, what came of it, and the most memory that the process had."""
-    began = time.perf_counter()
+    """Say how long it took by the clock and of the processor, what came of it, and the process's most memory."""
+    before, began = _processor_s(), time.perf_counter()
     result = work()
-    wall_s = time.perf_counter() - began
+    wall_s, cpu_s = time.perf_counter() - began, _processor_s() - before
     peak_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    print(json.dumps({"wall_s": wall_s, "result": result, "peak_mib": peak_mib}))
+    print(json.dumps({"wall_s": wall_s, "cpu_s": cpu_s, "result": result, "peak_mib": peak_mib}))
+
+
+def _processor_s() -> float:
+    """Of this process and those that it has waited for."""
+    used = (resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN))
+    return sum(one.ru_utime + one.ru_stime for one in used)
 
 
 def time_index(root: Path) -> None:
@@ -374,19 +380,29 @@ def make(scratch: Path, options: argparse.Namespace) -> None:
         print(f"MLflow's store filled in {filled['wall_s']:.0f} s", file=sys.stderr)
 
 
+MEASURED = {
+    "first index": "first index, of the records",
+    "first metric lines": "first index, of the metric lines",
+    "frame": "DataFrame of all runs, warm",
+    "mlflow": "MLflow search_runs to a DataFrame, warm",
+    "request-frame": "DataFrame of a request of all runs, warm",
+    "metrics-frame": "DataFrame of all metric lines, warm",
+    "table": "table of a request of all runs, warm",
+    "small-table": f"table of a request of {N_SMALL} runs, warm",
+}
+
+
 def measure(root: Path, options: argparse.Namespace, uri: str | None) -> None:
     """`uri`: MLflow's store, if it is to be timed."""
-    ours: dict[str, list[float]] = {}
-    theirs: list[float] = []
-    peak_mib: dict[str, float] = {}
+    found: dict[str, list[dict[str, float]]] = {}
+    n_lines = options.runs * options.points
 
     def take(what: str, expected: int | None, name: str | None = None) -> None:
-        found = child(sys.executable, what, root)
-        assert expected is None or found["result"] == expected, (what, found)
-        ours.setdefault(name or what, []).append(found["wall_s"])
-        peak_mib[name or what] = max(found["peak_mib"], peak_mib.get(name or what, 0.0))
+        python, of = (options.mlflow_python, uri) if what == "mlflow" else (sys.executable, root)
+        told = child(python, what, of)
+        assert expected is None or told["result"] == expected, (what, told)
+        found.setdefault(name or what, []).append(told)
 
-    n_lines = options.runs * options.points
     for _ in range(options.firsts):
         (root / "index.runs").unlink(missing_ok=True)
         shutil.rmtree(root / "index.metrics", ignore_errors=True)
@@ -395,39 +411,36 @@ def measure(root: Path, options: argparse.Namespace, uri: str | None) -> None:
     for number in range(options.rounds):
         take("frame", options.runs)
         if uri is not None:
-            found = child(options.mlflow_python, "mlflow", uri)
-            assert found["result"] == options.runs, found
-            theirs.append(found["wall_s"])
+            take("mlflow", options.runs)
         take("request-frame", options.runs)
         take("metrics-frame", n_lines)
         take("table", None)
         take("small-table", None)
-        said = f", MLflow {theirs[-1]:.2f}" if theirs else ""
-        print(f"round {number + 1}: DataFrame {ours['frame'][-1]:.3f} s{said}", file=sys.stderr)
-    names = {
-        "first index": "first index, of the records",
-        "first metric lines": "first index, of the metric lines",
-        "frame": "DataFrame of all runs, warm",
-        "request-frame": "DataFrame of a request of all runs, warm",
-        "metrics-frame": "DataFrame of all metric lines, warm",
-        "table": "table of a request of all runs, warm",
-        "small-table": f"table of a request of {N_SMALL} runs, warm",
-    }
+        said = [f"{what} {times[-1]['wall_s']:.2f} s" for what, times in found.items() if len(times) > number]
+        print(f"round {number + 1}: {', '.join(said)}", file=sys.stderr)
     print(
         f"{options.runs:,} runs, {options.seeds} seeds a line of the table, {options.points} metric lines each; "
-        f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}; seconds, "
+        f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}; "
         f"medians of {options.rounds} ({options.firsts} of the first)"
     )
-    for what, times in ours.items():
-        print(
-            f"{names[what]:<44} {statistics.median(times):8.3f}   least {min(times):.3f}   "
-            f"peak {peak_mib[what]:,.0f} MiB"
-        )
-    if theirs:
-        ratio = statistics.median(theirs) / statistics.median(ours["frame"])
-        what = "MLflow search_runs to a DataFrame, warm"
-        print(f"{what:<44} {statistics.median(theirs):8.3f}   least {min(theirs):.3f}")
-        print(f"ratio of medians, DataFrame of all runs: {ratio:.0f}")
+    print(f"{'':<44} {'wall s':>8} {'least':>8} {'CPU s':>8} {'peak MiB':>9}")
+    for what, title in MEASURED.items():
+        if what in found:
+            walls, cpus = _all(found[what], "wall_s"), _all(found[what], "cpu_s")
+            print(
+                f"{title:<44} {statistics.median(walls):8.3f} {min(walls):8.3f} {statistics.median(cpus):8.3f} "
+                f"{max(_all(found[what], 'peak_mib')):9,.0f}"
+            )
+    if uri is not None:
+        ratios = [
+            statistics.median(_all(found["mlflow"], unit)) / statistics.median(_all(found["frame"], unit))
+            for unit in ("wall_s", "cpu_s")
+        ]
+        print(f"DataFrame of all runs, MLflow's median over ours: {ratios[0]:.0f} by the clock, {ratios[1]:.0f} of CPU")
+
+
+def _all(found: list[dict[str, float]], unit: str) -> list[float]:
+    return [one[unit] for one in found]
 
 
 def main() -> None:

@@ -54,6 +54,9 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
         "--out", metavar="FILE", type=Path, default=Path("report.html"), help="what to write (default: report.html)"
     )
     command.add_argument(
+        "--reference", action="store_true", help="in tables of the paper its printed numbers below ours"
+    )
+    command.add_argument(
         "--claims",
         choices=CLAIMS,
         default="both",
@@ -67,7 +70,7 @@ def run(args: argparse.Namespace, store: "Store") -> Path:
     from analysis.report.page import page
 
     requests = list(chosen(store, args.overrides))
-    options = Options(metric=args.metric, against=args.against, margin=args.margin)
+    options = Options(metric=args.metric, against=args.against, margin=args.margin, reference=args.reference)
     claims = _claims(args.claims, store, requests)
     report = report_of(store, requests, made_at=_now(), options=options, claims=claims)
     out: Path = args.out

@@ -157,8 +157,8 @@ def _plan_of(cells: Sequence[CellResult]) -> _Planned | None:
 
 
 def _recorded_attempt(cell: CellResult, source: Records) -> int | None:
-    """The attempt that made the record."""
-    found = None if cell.run_id is None else (source.record(cell.run_id) or {}).get("attempt")
+    """The attempt that made the record, where there is one that can be read."""
+    found = (source.record(cell.run_id) or {}).get("attempt") if cell.final and cell.run_id is not None else None
     return None if found is None else int(found)
 
 

@@ -2,10 +2,11 @@
 
 import json
 import shlex
+import textwrap
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Final, final
+from typing import Any, Final, Literal, final
 
 from analysis import stats
 from analysis.contrasts import rank
@@ -13,16 +14,30 @@ from analysis.load import STATUS_WORDS, Group, Results, load
 from analysis.report.cost import cost_table
 from analysis.report.plots import Metrics, Plot, plots
 from analysis.report.runs import Fact, Failure, code_note, facts, failures, runs_table
-from analysis.tables import Table, build_tables, metric_header, metric_of, show, solved
+from analysis.tables import LAYOUTS, Table, build_tables, metric_header, metric_of, show, solved
 from analysis.tables.probe import SOLVED
 from analysis.tables.words import NAMES_SHOWN, count, metric_better, show_p
 from hybrid.spec import ConfigError
 from sweeps.cells import UNNAMED
 from sweeps.index import Index
-from sweeps.store import Request, Store, request_id
+from sweeps.store import Request, Store, StoreError, request_id
 
 MANY_CELLS: Final = 200
+_TITLE: Final = 90
 MOST_PARTS: Final = 40
+
+
+Place = Literal["tables", "figures", "cost", "runs", "all"]
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Command:
+    """What to type, what it makes, and what on the page that is."""
+
+    place: Place
+    makes: str
+    text: str
 
 
 @final
@@ -31,7 +46,7 @@ class RequestReport:
     """A request: what was asked for, what is there, what it says.
 
     `findings` are whole sentences. `problem` says why there are no tables, where there are none. `failures` are the
-    first of `n_failures`. `commands` make again what is shown: what each makes, and what to type.
+    first of `n_failures`. `commands` make again what is shown.
     """
 
     id: str
@@ -39,7 +54,7 @@ class RequestReport:
     overrides: tuple[str, ...]
     title: str
     asked_at: str
-    commands: tuple[tuple[str, str], ...]
+    commands: tuple[Command, ...]
     counts: tuple[tuple[str, int], ...] = ()
     findings: tuple[str, ...] = ()
     problem: str = ""
@@ -88,21 +103,24 @@ class Report:
 @final
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """What the tables of every request are asked for with; see `analysis.tables.build_tables`."""
+    """What the tables of every request are asked for with; see `analysis.tables.build_tables`. `reference` is for those
+    that are tables of the paper."""
 
     metric: str | None = None
     against: str | None = None
     margin: float | None = None
+    reference: bool = False
 
     def words(self) -> tuple[str, ...]:
         """As they are typed."""
         given = {"--metric": self.metric, "--against": self.against, "--margin": self.margin}
-        return tuple(
+        typed = tuple(
             word
             for name, value in given.items()
             if value is not None
             for word in (name, f"{value:g}" if isinstance(value, float) else value)
         )
+        return (*typed, *(["--reference"] if self.reference else []))
 
 
 def report_of(
@@ -133,17 +151,31 @@ def report_of(
 
 
 def _request(source: "Store | Index", store: Store, request: Request, options: Options) -> RequestReport:
+    """What cannot be read of one request does not keep the others from being shown."""
+    given: object = request.report
+    as_typed = textwrap.shorten(" ".join((request.sweep, *request.overrides)), _TITLE, placeholder=" ...")
     report = RequestReport(
         id=request_id(request),
         sweep=request.sweep,
         overrides=request.overrides,
-        title=str(request.report.get("title") or " ".join((request.sweep, *request.overrides))),
+        title=as_typed,
         asked_at=request.created_at[:19],
         commands=tuple(_commands(request, options)),
     )
+    if not isinstance(given, Mapping):
+        return replace(report, problem=f"its report is {given!r}: expected settings, such as a title")
+    report = replace(report, title=str(given.get("title") or as_typed))
     if not request.cells:
         return replace(report, problem="it has no cells")
-    results = load(source, request)
+    try:
+        return _filled(report, load(source, request), source, store, options)
+    except (ConfigError, StoreError) as error:
+        return replace(report, problem=str(error))
+
+
+def _filled(
+    report: RequestReport, results: Results, source: "Store | Index", store: Store, options: Options
+) -> RequestReport:
     tables, metric, problem = _tables(results, options)
     shown, n_failures = failures(results, store)
     return replace(
@@ -165,7 +197,13 @@ def _tables(results: Results, options: Options) -> tuple[tuple[Table[Any], ...],
     """The tables, the metric that they are about, and why there is none of them."""
     try:
         metric = metric_of(results, options.metric)
-        made = build_tables(results, options.metric, against=options.against, margin=options.margin)
+        made = build_tables(
+            results,
+            options.metric,
+            against=options.against,
+            margin=options.margin,
+            reference=options.reference and results.sweep in LAYOUTS,
+        )
     except ConfigError as error:
         return (), None, "; ".join(error.problems)
     return made, metric, ""
@@ -260,23 +298,22 @@ def _listed(names: Sequence[str]) -> str:
 # --- how to make it again -----------------------------------------------------------------------
 
 
-def _commands(request: Request, options: Options) -> Iterator[tuple[str, str]]:
+def _commands(request: Request, options: Options) -> Iterator[Command]:
     named = [request.sweep, *request.overrides]
     asked = [*([f"+sweep={request.sweep}"] if request.sweep != UNNAMED else []), *request.overrides]
-    yield (
-        "the runs: what is missing is run, what is done is not run again",
-        shlex.join(["python", "run.py", "-m", *asked]),
+    options = options if request.sweep in LAYOUTS else replace(options, reference=False)
+    of_tables = ["python", "-m", "analysis", "tables", *named, *options.words()]
+    places: tuple[tuple[Place, str, list[str]], ...] = (
+        ("tables", "these tables, with numbers in full", [*of_tables, "--format", "json"]),
+        ("figures", "the figure for print (PNG, SVG)", ["python", "-m", "analysis", "figures", *named]),
+        ("cost", "the plan, with what is left to pay", ["python", "-m", "sweeps", "plan", *asked]),
+        ("runs", "every run, the scheduler asked", ["python", "-m", "sweeps", "status", request_id(request)]),
+        ("all", "the runs: what is missing is run, nothing is run again", ["python", "run.py", "-m", *asked]),
+        ("all", "tables and figure as files", [*of_tables, "--out", "out"]),
+        ("all", "this page", ["python", "-m", "analysis", "report", *named, *options.words(), "--out", "report.html"]),
     )
-    for what, command, more in (
-        ("the tables, with numbers in full", "tables", [*options.words(), "--format", "json"]),
-        ("tables and figure as files", "tables", [*options.words(), "--out", "out"]),
-        ("this page", "report", [*options.words(), "--out", "report.html"]),
-    ):
-        yield what, shlex.join(["python", "-m", "analysis", command, *named, *more])
-    yield (
-        "the state of every run, the scheduler asked",
-        shlex.join(["python", "-m", "sweeps", "status", request_id(request)]),
-    )
+    for place, makes, words in places:
+        yield Command(place=place, makes=makes, text=shlex.join(words))
 
 
 # --- claims -------------------------------------------------------------------------------------

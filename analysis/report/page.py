@@ -8,6 +8,7 @@ what the script reads through `json_text`.
 import base64
 import hashlib
 import json
+import textwrap
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -17,7 +18,7 @@ from typing import Any, Final
 from analysis.claims.verdicts import VERDICTS
 from analysis.render.html import escape
 from analysis.render.html import html as table_html
-from analysis.report.data import MOST_PARTS, ClaimReport, Report, RequestReport, SourceVerdict
+from analysis.report.data import MOST_PARTS, ClaimReport, Place, Report, RequestReport, SourceVerdict
 from analysis.report.plots import Plot
 from analysis.report.runs import AttemptLine, Fact, Failure
 from analysis.tables.words import count
@@ -90,7 +91,10 @@ def _time(iso: str) -> str:
 
 
 def _navigation(report: Report) -> Iterator[str]:
-    entries = [(f"#r{i}", _name(request)) for i, request in enumerate(report.requests, start=1)]
+    entries = [
+        (f"#r{i}", textwrap.shorten(_name(request), 60, placeholder=" ..."))
+        for i, request in enumerate(report.requests, start=1)
+    ]
     entries += [("#claims", "Claims of the paper")] if report.claims else []
     if not entries:
         return
@@ -152,28 +156,44 @@ def _request(request: RequestReport, anchor: str) -> Iterator[str]:
     if request.problem:
         yield f'<p class="bad">No table: {escape(request.problem)}.</p>'
     # The request's title stands above already.
-    named = (replace(t, title="Results") if t.title == request.title else t for t in request.tables)
+    titles = (request.title, _name(request))
+    named = (replace(t, title="Results") if t.title in titles else t for t in request.tables)
     yield f'<div id="{anchor}-tables">'
     yield from map(table_html, named)
+    if request.tables:
+        yield from _commands(request, "tables")
     yield "</div>"
     if request.plots:
         yield f'<h3 id="{anchor}-figures">Figures</h3>'
         yield "<noscript><p>The script of this page draws the figures; without it, see the tables.</p></noscript>"
     for number, plot in enumerate(request.plots, start=1):
         yield from _plot(plot, f"{anchor}-f{number}")
+    if request.plots:
+        yield from _commands(request, "figures")
     if request.cost is not None:
-        yield f'<div id="{anchor}-cost">{table_html(request.cost)}</div>'
+        yield f'<div id="{anchor}-cost">{table_html(request.cost)}'
+        yield from _commands(request, "cost")
+        yield "</div>"
     yield from _failures(request, anchor)
     if request.runs is not None:
         summary = f"Every run ({sum(n for _, n in request.counts):,})"
         attributes = f' id="{anchor}-runs"'
-        yield from _details(summary, [table_html(request.runs)], kind="folded", attributes=attributes)
+        yield from _details(
+            summary, [table_html(request.runs), *_commands(request, "runs")], kind="folded", attributes=attributes
+        )
     yield from _provenance(request.facts, anchor)
     yield f'<h3 id="{anchor}-again">How to make it again</h3>'
     yield "<p>In a clone, with the store in <code>./store</code> or <code>$HYBRID_STORE</code>.</p>"
+    yield from _commands(request, "all")
+    yield "</section>"
+
+
+def _commands(request: RequestReport, place: Place) -> Iterator[str]:
     yield '<dl class="commands">'
-    yield from (f"<dt>{escape(what)}</dt><dd>{_command(text)}</dd>" for what, text in request.commands)
-    yield "</dl></section>"
+    for command in request.commands:
+        if command.place == place:
+            yield f"<dt>{escape(command.makes)}</dt><dd>{_command(command.text)}</dd>"
+    yield "</dl>"
 
 
 def _jumps(request: RequestReport, anchor: str) -> Iterator[str]:

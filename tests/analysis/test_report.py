@@ -260,6 +260,32 @@ def test_a_damaged_request_is_named_on_the_page(demo: Any) -> None:
     assert "0123456789ab.json: damaged" in page(report(demo.store))
 
 
+def test_a_request_that_cannot_be_read_leaves_the_others_on_the_page(demo: Any) -> None:
+    spec = demo.spec("AAAA", 1, probe=False)
+    demo.cell(spec, "llama", 1)
+    demo.request("odd", report="hello")
+    demo.request("empty")
+    first, odd, empty = sorted(
+        report(demo.store).requests, key=lambda request: ("demo", "odd", "empty").index(request.sweep)
+    )
+    assert len(first.tables) == 2
+    assert odd.problem == "its report is 'hello': expected settings, such as a title"
+    assert empty.problem == "it has no cells"
+    assert "No table: it has no cells." in page(report(demo.store))
+
+
+def test_a_record_of_another_schema_is_named_as_damaged(text: Any) -> None:
+    request = text.store.requests()[0]
+    path = text.store.record_path(request.cells[0].run_id)
+    record = json.loads(path.read_text()) | {"schema": 99}
+    path.unlink()
+    path.write_text(json.dumps(record))
+    (shown,) = report(text.store).requests
+    assert dict(shown.counts)["damaged"] == 1
+    assert [failure.status for failure in shown.failures] == ["damaged", "diverged"]
+    assert "schema" in shown.failures[0].problem
+
+
 def test_a_metric_that_nobody_recorded_is_refused_with_those_that_are(text: Any, capsys: Any) -> None:
     arguments = ["report", "--store", str(text.store.root), "--claims", "none", "--metric", "val_los"]
     assert main(arguments) == 2
@@ -417,9 +443,9 @@ def test_every_command_is_one_that_a_shell_reads_as_meant(hostile: Any) -> None:
     import shlex
 
     (request,) = report(hostile.store).requests
-    for _, command in request.commands:
-        assert shlex.split(command)[0] == "python"
-    (run,) = [command for _, command in request.commands if "run.py" in command]
+    for command in request.commands:
+        assert shlex.split(command.text)[0] == "python"
+    (run,) = [command.text for command in request.commands if "run.py" in command.text]
     assert shlex.split(run) == ["python", "run.py", "-m", f"+sweep={request.sweep}", *request.overrides]
 
 
