@@ -502,6 +502,15 @@ def test_of_very_many_rows_those_on_the_front_stay(book: Any, monkeypatch: pytes
     assert len(whole) == 2
 
 
+def test_a_probe_is_set_against_what_it_spent_and_not_what_it_might_have(demo: Any) -> None:
+    (request,) = report(demo.store).requests
+    (pareto,) = [plot for plot in request.plots if plot.name == "pareto"]
+    flops = {point["label"]: point["x"] for point in pareto.data["choices"][0]["points"]}
+    column = next(c for c in request.tables[0].columns if c.key == "mean_spent_paper_train_flops")
+    for group in load(demo.store, demo.store.requests()[0]).groups:
+        assert flops[group.label] == pytest.approx(column.value(group), rel=1e-5)
+
+
 def test_a_probe_has_a_survival_curve_that_ends_at_the_share_unsolved(demo: Any) -> None:
     (request,) = report(demo.store).requests
     (survival,) = [plot for plot in request.plots if plot.name == "survival"]
