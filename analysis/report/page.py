@@ -125,7 +125,7 @@ def _overview(report: Report) -> Iterator[str]:
         cells = (
             f'<a href="#r{i}">{escape(request.id)}</a>',
             escape(" ".join(request.overrides) or "–"),
-            escape(request.asked_at.replace("T", " ")),
+            f'<span class="time">{escape(request.asked_at.replace("T", " "))}</span>',
             f"{sum(n for _, n in request.counts):,}",
             escape(", ".join(f"{n} {word}" for word, n in request.counts) or "–"),
         )
@@ -256,7 +256,7 @@ def _failure(failure: Failure) -> Iterator[str]:
 
 
 def _attempt(attempt: AttemptLine) -> Iterator[str]:
-    facts = [f"began {attempt.began}" if attempt.began else "", attempt.where]
+    facts = [f"began {_time(attempt.began)}" if attempt.began else "", attempt.where]
     yield f"<h4>Attempt {attempt.number}</h4>"
     said = ": ".join(filter(None, (attempt.failure, attempt.message)))
     yield f"<p><b>{escape(said)}</b> {escape('; '.join(filter(None, facts)))}</p>"

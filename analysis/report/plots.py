@@ -10,6 +10,7 @@ from typing import Any, Final, Literal, final
 from analysis import stats
 from analysis.load import Group, Results
 from analysis.tables import VAL_LOSS, metric_header, solved, survival
+from analysis.tables.columns import spent_flops
 from analysis.tables.probe import SOLVED
 from analysis.tables.words import count, metric_better, show
 
@@ -242,7 +243,7 @@ class _Axis:
 
 
 _AXES: Final = (
-    _Axis(key="paper_train_flops", label="training FLOPs of a run (paper convention)", better="lower"),
+    _Axis(key="paper_train_flops", label="FLOPs spent on a run (paper convention)", better="lower"),
     _Axis(key="tokens_per_s", label="training tokens/s", better="higher", is_measured=True),
     _Axis(key="wall_s", label="wall time of a run (s)", better="lower", is_measured=True),
     _Axis(key="non_embedding_params", label="parameters without embedding", better="lower"),
@@ -299,8 +300,7 @@ def _choice(
 ) -> dict[str, Any] | None:
     points: list[dict[str, Any]] = []
     for look, (group, found) in enumerate(zip(results.groups, quality, strict=True)):
-        values = group.numbers(axis.key)
-        x = (fmean(values) if values else None) if axis.is_measured else group.cost(axis.key)
+        x = _place(results, axis, group)
         if found is None or x is None:
             continue
         y, low, high, n = found
@@ -320,6 +320,16 @@ def _choice(
         front = [kept.index(i) for i in front]
         points = [points[i] for i in kept]
     return {"key": axis.key, "label": axis.label, "better": axis.better, "points": points, "front": front}
+
+
+def _place(results: Results, axis: _Axis, group: Group) -> float | None:
+    """Where a row is on the axis. Runs that may stop early spend less than planned; the unsolved ones count too."""
+    if axis.key == "paper_train_flops":
+        spent = [spent_flops(cell) for cell in (group.final if results.is_probe else group.done)]
+        known = [flops for flops in spent if flops is not None]
+        return fmean(known) if known else group.cost(axis.key)
+    values = group.numbers(axis.key)
+    return (fmean(values) if values else None) if axis.is_measured else group.cost(axis.key)
 
 
 def pareto_front(points: Sequence[tuple[float, float]], *, x_better: Better, y_better: Better) -> list[int]:

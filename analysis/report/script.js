@@ -383,7 +383,7 @@ function drawAxes(figure, { left, right, top, bottom, x, y, xTicks, yTicks, xFor
     draw(svg, "text", { class: "tick", x: x(tick), y: bottom + 18, "text-anchor": "middle" }, xFormat(tick));
   }
   draw(svg, "line", { class: "axis", x1: left, x2: right, y1: bottom, y2: bottom });
-  draw(svg, "text", { x: (left + right) / 2, y: bottom + 36, "text-anchor": "middle" }, xLabel);
+  draw(svg, "text", { x: figure.width / 2, y: bottom + 36, "text-anchor": "middle" }, clip(xLabel, Math.floor(figure.width / 6.8)));
   if (yLabel !== null) draw(svg, "text", { x: 2, y: 12 }, yLabel);
 }
 
@@ -392,7 +392,7 @@ function drawLines(figure) {
   const steps = data.kind === "steps";
   const height = Math.round(Math.min(420, Math.max(260, width * 0.55)));
   figure.frame(height);
-  const area = { left: 56, right: width - 14, top: 26, bottom: height - 44 };
+  const area = { left: 56, right: width - 26, top: 26, bottom: height - 44 };
   const on = data.series.map((series, i) => ({ series, i })).filter(({ i }) => !figure.off.has(i));
   const end = Math.max(...data.series.map((series) => series.x[series.x.length - 1]));
   const begin = steps ? 0 : Math.min(...data.series.map((series) => series.x[0]));
@@ -492,7 +492,8 @@ function drawPareto(figure) {
   const x = scale(xLow, xHigh, area.left, area.right);
   const y = scale(yLow, yHigh, area.bottom, area.top);
   const yFormat = FORMATS[data.y.format];
-  const xLabel = clip(`${choice.label}, ${choice.better} is better`, Math.floor(width / 6.5));
+  const whole = `${choice.label}, ${choice.better} is better`;
+  const xLabel = whole.length * 6.8 > width ? choice.label : whole;
   drawAxes(figure, {
     ...area, x, y, xTicks: niceTicks(xLow, xHigh, width / 110), yTicks: niceTicks(yLow, yHigh, 5),
     xFormat: FORMATS.si, yFormat, xLabel, yLabel: `${data.y.label}, ${data.y.better} is better`,

@@ -420,6 +420,23 @@ def test_what_was_paid_is_added_up_and_what_is_left_is_predicted(book: Any) -> N
     assert left["predicted_GPU-hours"] == pytest.approx(1.0)
 
 
+def test_of_a_run_that_came_to_its_end_only_the_attempts_before_were_for_nothing(book: Any) -> None:
+    spec = book.spec("AAAA", 1, probe=False)
+    book.cell(spec, "llama", 1)
+    ended = {"class": "preempted", "message": "stopped", "at": "2026-11-20T10:15:00+00:00"}
+    attempt(book, spec, 1, ended, "", started_at="2026-11-20T10:00:00+00:00")
+    attempt(book, spec, 2, None, "", started_at="2026-11-20T11:00:00+00:00")
+    book.record(spec, val_loss_nats=1.5, wall_s=3600.0)
+    request = book.request("demo_text")
+    table = cost_table(load(book.store, request), book.store, book.store)
+    (column,) = [c for c in table.columns if c.key == "paid_CPU-hours"]
+    assert [(line.part, line.runs, column.value(line)) for line in table.rows[1:]] == [
+        ("paid: runs with a result", 1, 1.0),
+        ("paid: attempts without a result so far", 1, 0.25),
+    ]
+    assert failures(load(book.store, request), book.store) == ((), 0)
+
+
 def test_a_run_that_two_cells_ask_for_is_paid_once(book: Any) -> None:
     spec = book.spec("AAAA", 1, probe=False)
     for row in ("llama", "the same"):
@@ -500,6 +517,15 @@ def test_of_very_many_rows_those_on_the_front_stay(book: Any, monkeypatch: pytes
     monkeypatch.setattr("analysis.report.plots.MOST_DOTS", 3)
     assert fronts() == whole
     assert len(whole) == 2
+
+
+def test_a_probe_is_set_against_what_it_spent_and_not_what_it_might_have(demo: Any) -> None:
+    (request,) = report(demo.store).requests
+    (pareto,) = [plot for plot in request.plots if plot.name == "pareto"]
+    flops = {point["label"]: point["x"] for point in pareto.data["choices"][0]["points"]}
+    column = next(c for c in request.tables[0].columns if c.key == "mean_spent_paper_train_flops")
+    for group in load(demo.store, demo.store.requests()[0]).groups:
+        assert flops[group.label] == pytest.approx(column.value(group), rel=1e-5)
 
 
 def test_a_probe_has_a_survival_curve_that_ends_at_the_share_unsolved(demo: Any) -> None:
