@@ -218,7 +218,7 @@ def _run(expansion: Expansion, around: Surroundings, launcher: Launcher) -> int:
     if queue:
         say("")
     asked = _asked(expansion.request.sweep, expansion.request.overrides, plan, around)
-    ends = launcher.launch(after_oom(queue, store), store, asked)
+    ends = _launch(launcher, queue, store, asked)
     as_planned = plan
     submitted = [end for end in ends if end.status == "submitted"]
     if expansion.request.tuning and not submitted and not _is_interrupted(ends):
@@ -231,8 +231,8 @@ def _run(expansion: Expansion, around: Surroundings, launcher: Launcher) -> int:
             if line not in made:
                 say(line)
         queue = sorted((cell.run for cell in tuned.values()), key=_seed_order(expansion))
-        ends += launcher.launch(
-            queue, store, _asked(expansion.request.sweep, expansion.request.overrides, plan, around)
+        ends += _launch(
+            launcher, queue, store, _asked(expansion.request.sweep, expansion.request.overrides, plan, around)
         )
     known = {end.cell.run_id for end in ends}
     damaged = [cell.run for cell in plan.cells if cell.status == "damaged" and cell.run.run_id not in known]
@@ -253,6 +253,11 @@ def _run(expansion: Expansion, around: Surroundings, launcher: Launcher) -> int:
         say(f"progress: {_status_command(expansion, store)}")
     say(f"table: {_table_command(expansion, store)}")
     return code
+
+
+def _launch(launcher: Launcher, runs: Sequence[CellRun], store: Store, asked: Asked) -> list[End]:
+    """Have the runs carried out; what ran out of memory before, with half the microbatch."""
+    return launcher.launch(after_oom(runs, store), store, asked)
 
 
 def _plan_of(runs: Sequence[CellRun], around: Surroundings) -> Plan:
@@ -314,7 +319,8 @@ def run_single(config: Mapping[str, Any], arguments: Sequence[str], launcher: La
     if plan.cells[0].status == "damaged":
         raise StoreError(_damage(store, run))
     say(as_text(plan, around.plan, title=title, brief=True))
-    ends = launcher.launch([planned.run for planned in plan.startable], store, _asked(UNNAMED, arguments, plan, around))
+    asked = _asked(UNNAMED, arguments, plan, around)
+    ends = _launch(launcher, [planned.run for planned in plan.startable], store, asked)
     code, finished = _report_ends(ends, plan)
     _report_outcome(ends, plan, store)
     if finished:
