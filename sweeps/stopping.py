@@ -12,6 +12,15 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR2)
 TERM before it kills."""
 
 
+def ignore_signals() -> None:
+    """Nothing asks this process to stop any more, for it has done and said all: what it exits with is decided.
+
+    Python takes its handlers away before it has ended, and a signal in between would kill a process whose run is done.
+    """
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+
+
 class Stopped(Exception):
     """The run was asked to stop, and has saved what it had, up to `step` where that is known."""
 

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from sweeps.stopping import StopFlag
+from sweeps.stopping import StopFlag, ignore_signals
 
 if TYPE_CHECKING:
     from hybrid.spec import ExecSpec
@@ -132,4 +132,6 @@ def _tell(store: "Store", submission: "Submission", item: "Item", code: int) -> 
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    exit_code = main(sys.argv[1:])
+    ignore_signals()
+    sys.exit(exit_code)

@@ -145,12 +145,17 @@ class ToldSweep:
     def wait_for_states(self, job_id: str, *states: str, or_more: bool = False) -> None:
         """Slurm's own, one for each time that the job was started; `or_more`: of the first there may be more."""
 
-        def as_expected() -> bool:
-            found = [state.split()[0] for (state,) in self.cluster.history(job_id, "State")]
-            more = len(found) - len(states) if or_more else 0
-            return found == [states[0]] * more + list(states)
+        def found() -> list[str]:
+            return [state.split()[0] for (state,) in self.cluster.history(job_id, "State")]
 
-        wait_until(as_expected, f"Slurm to say {states} of {job_id}", PATIENCE_S, self.cluster.explain)
+        def as_expected() -> bool:
+            more = len(found()) - len(states) if or_more else 0
+            return found() == [states[0]] * more + list(states)
+
+        def explain() -> str:
+            return f"it says {found()}\n{self.cluster.explain()}"
+
+        wait_until(as_expected, f"Slurm to say {states} of {job_id}", PATIENCE_S, explain)
 
     def wait_until_over(self, *runs: int) -> None:
         """Until Slurm has these tasks no more: for a while after their end it is completing them."""
