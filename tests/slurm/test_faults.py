@@ -76,7 +76,8 @@ def test_killed_processes_and_steps_are_looked_into_and_submitted_again(slurm: C
 def test_runs_that_need_more_than_a_time_limit_save_and_are_queued_again(slurm: Cluster, tmp_path: Path) -> None:
     """One needs three times its limit, the other two, or more on a machine that is slow to start them."""
     sweep = ToldSweep.of(slurm, tmp_path, runs=2, steps=1500)
-    sweep.start("hydra.launcher.time=1", "hydra.launcher.grace_s=20")
+    sweep.tell("slow")
+    sweep.submit("hydra.launcher.time=1", "hydra.launcher.grace_s=20")
     sweep.wait_for_errors(["timeout", "timeout"])
     sweep.tell("", 1)
     wait_until(lambda: sweep.errors(2)[0] == "timeout", "the limit again", PATIENCE_S, sweep.sweep.explain)
@@ -88,7 +89,9 @@ def test_runs_that_need_more_than_a_time_limit_save_and_are_queued_again(slurm: 
         assert {sweep.errors(attempt)[run] for attempt in range(1, made[run])} == {"timeout"}
         # A life may have been too short for an attempt.
         sweep.wait_for_states(sweep.job(run), *["REQUEUED"] * (made[run] - 1), "COMPLETED", or_more=True)
-    assert 0 < sweep.starts(0, 2) < sweep.starts(0, 3)
+    starts = [sweep.starts(0, attempt) for attempt in range(1, made[0] + 1)]
+    assert starts == sorted(starts)
+    assert 0 < starts[1] < starts[-1]
 
 
 @pytest.mark.slurm(alone=True)
