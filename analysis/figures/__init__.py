@@ -1,0 +1,1 @@
+"""Figures, from records or from what the paper prints."""
