@@ -124,6 +124,13 @@ def figure_called(name: str) -> str | None:
     return next((key for key, figure in FIGURES.items() if plain in figure.also), None)
 
 
+def title_of_figure(name: str) -> str:
+    """What the figure is about, with its number in the paper."""
+    what = FIGURES[name].what
+    number = f" (Figure {name.removeprefix('fig')})" if name.startswith("fig") else ""
+    return f"{what[0].upper()}{what[1:]}{number}"
+
+
 def names() -> tuple[str, ...]:
     """Every name that stands for a figure of the paper."""
     return tuple(name for key, figure in FIGURES.items() for name in (key, *figure.also))

@@ -4,6 +4,7 @@ matplotlib is imported when called. Colours are Okabe & Ito's, told apart by the
 markers, in grey print. Files of the same picture are the same to the last byte.
 """
 
+import itertools
 import json
 import math
 import warnings
@@ -191,7 +192,7 @@ def _figure(picture: Picture, width_in: float, captioned: bool) -> "Figure":
             axes.set_axis_off()
     for mesh, panel in meshes[:1]:
         assert isinstance(panel, HeatMap)
-        bar = figure.colorbar(mesh, ax=[axes for axes in grid.flat], fraction=0.035, pad=0.015)
+        bar = figure.colorbar(mesh, ax=list(grid.flat), fraction=0.035, pad=0.015)
         bar.set_label(_with_arrow(panel.colour))
         bar.outline.set_visible(False)  # type: ignore[operator]
     figure.draw_without_rendering()
@@ -553,7 +554,7 @@ def _name_points(axes: "Axes", panel: Points) -> None:
     size = 7.0
     places = [tuple(map(float, data.transform((point.x, point.y)))) for point in panel.points]
     taken = [Box(x - 4 * per_pt, y - 4 * per_pt, x + 4 * per_pt, y + 4 * per_pt) for x, y in places]
-    for point, (x, y) in zip(panel.points, places, strict=True):
+    for point, (x, _) in zip(panel.points, places, strict=True):
         if point.low is not None and point.high is not None:
             ends = [float(data.transform((point.x, value))[1]) for value in (point.low, point.high)]
             taken.append(Box(x - per_pt, min(ends), x + per_pt, max(ends)))
@@ -591,7 +592,7 @@ def _name_points(axes: "Axes", panel: Points) -> None:
 def _stairs(places: Sequence[tuple[float, ...]], later: bool) -> list[tuple[float, ...]]:
     """The corners of steps through these places; `later`: each holds until the next."""
     corners: list[tuple[float, ...]] = []
-    for (x0, y0), (x1, y1) in zip(places, places[1:], strict=False):
+    for (x0, y0), (x1, y1) in itertools.pairwise(places):
         corners += [(x0, y0), (x1, y0) if later else (x0, y1), (x1, y1)]
     return corners
 
@@ -599,7 +600,7 @@ def _stairs(places: Sequence[tuple[float, ...]], later: bool) -> list[tuple[floa
 def _along(places: Sequence[tuple[float, ...]], half: float) -> list[Box]:
     """Small boxes along a line of straight parts."""
     boxes = []
-    for (x0, y0), (x1, y1) in zip(places, places[1:], strict=False):
+    for (x0, y0), (x1, y1) in itertools.pairwise(places):
         n = max(2, int(math.hypot(x1 - x0, y1 - y0) / (6 * half)))
         for k in range(n + 1):
             x, y = x0 + (x1 - x0) * k / n, y0 + (y1 - y0) * k / n
@@ -637,7 +638,7 @@ def _edges(centres: Sequence[float]) -> list[float]:
     """The borders of cells around these centres."""
     if len(centres) == 1:
         return [centres[0] - 0.5, centres[0] + 0.5]
-    middles = [(a + b) / 2 for a, b in zip(centres, centres[1:], strict=False)]
+    middles = [(a + b) / 2 for a, b in itertools.pairwise(centres)]
     return [2 * centres[0] - middles[0], *middles, 2 * centres[-1] - middles[-1]]
 
 

@@ -8,28 +8,19 @@ from analysis import stats
 from analysis.claims.checks import timed_rows
 from analysis.claims.parts import ACCURACY, DCLM, LENGTHS, PG19, THROUGHPUT, Metric, Row
 from analysis.claims.source import Entry, PaperRows, PrintedSource
-from analysis.figures.catalogue import FIGURES, PaperFigure
-from analysis.figures.picture import Line, Panel, Picture, Point, Rule
-from analysis.figures.recorded import GIVEN_BY, NEEDLE_ACCURACY, POSITION_LOSSES, WEIGHTS
-from analysis.figures.requests import (
-    DIMENSIONS_LINE,
-    FRONT,
-    Asked,
-    Placed,
-    cache_line,
-    cache_panel,
-    chosen_rows,
-    dimensions_panel,
+from analysis.figures.against_cost import (
     family_looks,
     family_of,
     flops_panel,
-    placed,
-    positions_panels,
     quality_throughput_panel,
-    throughput_panel,
-    unequal_line,
     within_family,
 )
+from analysis.figures.blocks import DIMENSIONS_LINE, Placed, dimensions_panel, placed, positions_panels
+from analysis.figures.catalogue import FIGURES, PaperFigure, title_of_figure
+from analysis.figures.lengths import cache_line, cache_panel, throughput_panel, unequal_line
+from analysis.figures.ours import FRONT, Asked, chosen_rows
+from analysis.figures.picture import Line, Panel, Picture, Point, Rule
+from analysis.figures.recorded import GIVEN_BY, NEEDLE_ACCURACY, POSITION_LOSSES, WEIGHTS
 from analysis.reference.compare import EQUAL_FLOPS, Place, Sweeps
 from analysis.reference.printed import read_printed
 from analysis.tables.layouts import MEASURED, Measured, printed_rows
@@ -68,7 +59,7 @@ class Paper:
         panels, caption = _MAKERS[figure.kind](self, name, asked)
         return Picture(
             name=name,
-            title=_TITLES[name],
+            title=title_of_figure(name),
             caption=tuple(filter(None, (f"From arXiv 2510.04800, {_sources(figure)}.", *caption))),
             panels=tuple(panels),
             widths=(1.0,) * min(2, len(panels)),
@@ -276,14 +267,4 @@ _MAKERS: Final[Mapping[str, Callable[[Paper, str, Asked], tuple[list[Panel], lis
     "cache": Paper._cache,
     "positions": Paper._positions,
     "dimensions": Paper._dimensions,
-}
-_TITLES: Final[Mapping[str, str]] = {
-    "fig1b": "Quality against throughput (Figure 1b)",
-    "fig2": "Training cost (of Figure 2, what follows from the models)",
-    "fig3a": "Throughput against length (Figure 3a)",
-    "fig3b": "Cache against length (Figure 3b)",
-    "positions": "Where attention stands among Mamba blocks (v3, Table 17)",
-    "dimensions": "Dimension ratio inside the intra-hybrid block (v3, Table 20)",
-    "intra-positions": "Where intra-hybrid blocks stand among Mamba blocks (v3, Table 21)",
-    "window-positions": "Where global attention stands among windows (v3, Table 11)",
 }

@@ -27,8 +27,8 @@ GIVEN_BY: Final[Mapping[str, str]] = {
     WEIGHTS: "mode=eval records it of models with gated intra-hybrid blocks (model.intra.scalar=gate)",
     POSITION_LOSSES: f"an evaluation of the loss by position on long documents would (to record {POSITIONS}, "
     f"{POSITION_LOSSES}), such as the paper's: 30 PG19 books unpacked, means over 1K positions, up to 24K",
-    NEEDLE_ACCURACY: f"a needle evaluation would (to record {NEEDLE_LENGTHS}, {NEEDLE_DEPTHS}, {NEEDLE_ACCURACY}, a row "
-    "a depth), such as the paper's: lengths to 16K, 11 depths, 100 trials a cell",
+    NEEDLE_ACCURACY: f"a needle evaluation would (to record {NEEDLE_LENGTHS}, {NEEDLE_DEPTHS}, {NEEDLE_ACCURACY}, "
+    "a row a depth), such as the paper's: lengths to 16K, 11 depths, 100 trials a cell",
     DECODE_SPEED: f"an evaluation of decoding would (to record {DECODE_SPEED} and {DECODE_SPEED}_at_<length>), such as "
     "the paper's: batch 4, prompt 512, total lengths of 2K to 32K",
 }
