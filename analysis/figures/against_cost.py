@@ -18,7 +18,7 @@ from analysis.figures.numbers import (
     quality_label,
     tradeoffs,
 )
-from analysis.figures.ours import FRONT, Ours, interval_of, no_result_line, nothing_to_draw, picture, range_text
+from analysis.figures.ours import Ours, front_line, interval_of, no_result_line, nothing_to_draw, picture, range_text
 from analysis.figures.picture import (
     MOST_LINES,
     Axis,
@@ -56,11 +56,12 @@ def pareto_picture(ours: Ours) -> Picture:
             f"request = {results.sweep}: no two rows with a result differ in what they cost or how fast they are: "
             "expected --kind final"
         )
-    if ours.asked.cost is not None and ours.asked.cost not in choices:
+    cost = ours.asked.cost or next(iter(choices))
+    if cost not in choices:
         raise ConfigError(
-            f"--cost {ours.asked.cost}: rows do not differ in it, or it is not recorded{did_you_mean(ours.asked.cost, choices)}"
+            f"--cost {cost}: rows do not differ in it, or it is not recorded{did_you_mean(cost, choices)}"
         )
-    chosen = choices[ours.asked.cost] if ours.asked.cost is not None else next(iter(choices.values()))
+    chosen = choices[cost]
     label = quality_label(metric)
     panel = Points(
         x=Axis(label=chosen.axis.label, format=chosen.axis.format, better=chosen.axis.better),
@@ -73,7 +74,7 @@ def pareto_picture(ours: Ours) -> Picture:
     )
     bars = any(point.low is not None for point in panel.points)
     how = [
-        f"{FRONT} {OVERLAP_LINE}",
+        f"{front_line(panel)} {OVERLAP_LINE}",
         f"Bars: 95% intervals, as in the table; n = {range_text([point.n for point in panel.points])} seeds a row."
         if bars
         else "One seed a row: no interval.",
@@ -119,8 +120,9 @@ def quality_throughput_picture(ours: Ours) -> Picture:
         )
         for label, mean, speeds in points
     )
+    panel = quality_throughput_panel(shown, quality_label(metric), better)
     how = [
-        f"{FRONT} {OVERLAP_LINE}",
+        f"{front_line(panel)} {OVERLAP_LINE}",
         "Vertical bars: 95% intervals, as in the table; horizontal ones: from the slowest seed to the fastest."
         if any(point.low is not None for point in shown)
         else "One seed a row: no interval.",
@@ -128,9 +130,7 @@ def quality_throughput_picture(ours: Ours) -> Picture:
         machines_line(results),
         no_result_line(results),
     ]
-    return picture(
-        results, "quality-throughput", how, (quality_throughput_panel(shown, quality_label(metric), better),)
-    )
+    return picture(results, "quality-throughput", how, (panel,))
 
 
 def quality_throughput_panel(points: Sequence[Point], label: str, better: Better, noise: float | None = None) -> Points:
@@ -180,13 +180,14 @@ def training_cost_picture(ours: Ours) -> Picture:
             Axis(label="peak memory (bytes)", format="bytes", better="lower"),
         ),
     )
-    missing = []
+    missing, counts = [], []
     for key, words, axis in measured:
         values = [[v for c in group.done if device_of(c) == device and (v := _taken(c, key))] for _, group in groups]
         pooling = stats.pool(values)
         if any(values):
+            counts += [len(found) for found in values]
             rows = [
-                interval_of(f"{group.label} (n = {len(found)})", look, found, pooling)
+                interval_of(group.label, look, found, pooling)
                 for (look, group), found in zip(groups, values, strict=True)
             ]
             panels.append(Intervals(x=axis, rows=tuple(rows)))
@@ -195,7 +196,9 @@ def training_cost_picture(ours: Ours) -> Picture:
     others = len(done) - n_there
     how = [
         "FLOPs follow from the models: paper convention, embedding and head excluded.",
-        f"Measured on {device}; a dot a run, the mean with its 95% interval." if len(missing) < len(measured) else "",
+        f"Measured on {device}: a dot a run, the mean with its 95% interval; n = {range_text(counts)}."
+        if len(missing) < len(measured)
+        else "",
         f"Not recorded: {' and '.join(missing)}." if missing else "",
         f"Not drawn: {count(others, 'run')} on other devices, which do not compare." if others else "",
         no_result_line(results),

@@ -153,7 +153,7 @@ def write_figure(results: "Results", metrics: "Metrics", directory: Path) -> tup
 
 
 def _check(args: argparse.Namespace) -> None:
-    """Raises ConfigError with all that is wrong by itself; what stands behind --format and is an override becomes one."""
+    """Raises ConfigError with all that is wrong by itself. An override that stands behind --format is one again."""
     # argparse gives a list of values all that follows.
     args.overrides += [word for word in args.format if "=" in word]
     args.format = [word for word in args.format if "=" not in word] or ["png", "svg"]

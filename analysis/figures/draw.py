@@ -60,9 +60,13 @@ _PAD_IN: Final = 0.06
 _NARROW_IN: Final = 4.8
 _GREY: Final = "#666666"
 _GRID: Final = "#dddddd"
+_RULE: Final[dict[str, Any]] = {"linewidth": 1.0, "linestyle": (0, (3, 2)), "zorder": 3}
 _OFFSET_POINTS: Final = 2.0
 _MOST_AT_ENDS: Final = 12
 _ROW_IN: Final = 0.27
+_NAME_IN: Final = 1.6
+_MOST_NOISE: Final = 0.6
+_NOISE_PLACES: Final = tuple((x, at_top) for x in (0.95, 0.05, 0.72, 0.28) for at_top in (True, False))
 
 
 def write(
@@ -181,20 +185,22 @@ def _figure(picture: Picture, width_in: float, captioned: bool) -> "Figure":
     )
     after: list[Callable[[], None]] = []
     meshes = []
-    used = []
-    for row, axes_of_row in zip(rows, grid, strict=True):
-        for panel, axes in zip(row, axes_of_row, strict=False):
-            used.append(axes)
-            mesh = _draw(axes, panel, after)
+    for number, (row, axes_of_row) in enumerate(zip(rows, grid, strict=True)):
+        for i, (panel, axes) in enumerate(zip(row, axes_of_row, strict=False)):
+            mesh = _draw(axes, panel, after, _named_alike(row[i - 1], panel) if i else False)
             if mesh is not None:
                 meshes.append((mesh, panel))
+                if i:
+                    axes.set_ylabel("")
+                if number + 1 < len(rows) and i < len(rows[number + 1]):
+                    axes.set_xlabel("")
         for axes in axes_of_row[len(row) :]:
             axes.set_axis_off()
     for mesh, panel in meshes[:1]:
         assert isinstance(panel, HeatMap)
         bar = figure.colorbar(mesh, ax=list(grid.flat), fraction=0.035, pad=0.015)
         bar.set_label(_with_arrow(panel.colour))
-        bar.outline.set_visible(False)  # type: ignore[operator]
+        bar.outline.set_visible(False)
     figure.draw_without_rendering()
     figure.set_layout_engine("none")
     for place in after:
@@ -304,8 +310,17 @@ def _height_of(figure: "Figure", artist: Any) -> float:
 # --- panels -------------------------------------------------------------------------------------
 
 
-def _draw(axes: "Axes", panel: Panel, after: list[Callable[[], None]]) -> Any:
-    """Draw the panel; what has to wait until the axes have their place is put `after`. Gives a heat map's mesh."""
+def _named_alike(left: Panel, right: Panel) -> bool:
+    """Whether the rows of both are the same ones, so that their names need to stand only once."""
+    if not isinstance(left, Intervals) or not isinstance(right, Intervals):
+        return False
+    return [row.label for row in left.rows] == [row.label for row in right.rows]
+
+
+def _draw(axes: "Axes", panel: Panel, after: list[Callable[[], None]], named: bool) -> Any:
+    """Draw the panel; what has to wait until the axes have their place is put `after`. `named`: its rows have their
+    names to the left of it. Gives a heat map's mesh.
+    """
     axes.set_axisbelow(True)
     if panel.title:
         title = _wrapped(axes.figure, _clean(panel.title), 3.2, 8)  # type: ignore[arg-type]
@@ -314,7 +329,7 @@ def _draw(axes: "Axes", panel: Panel, after: list[Callable[[], None]]) -> Any:
         case Lines():
             _draw_lines(axes, panel, after)
         case Intervals():
-            _draw_intervals(axes, panel)
+            _draw_intervals(axes, panel, named)
         case Points():
             _draw_points(axes, panel, after)
         case HeatMap():
@@ -370,15 +385,16 @@ def _draw_lines(axes: "Axes", panel: Lines, after: list[Callable[[], None]]) -> 
     named = list(panel.lines) if panel.names == "ends" and not _in_legend(panel) else []
     _name_ends(axes, panel, named, after)
     if panel.noise is not None:
-        xy = [(x, y) for line in panel.lines for x, y in zip(line.x, line.y, strict=True)]
+        drawn = [list(zip(line.x, line.y, strict=True)) for line in panel.lines]
         noise = panel.noise
-        after.append(lambda: _draw_noise(axes, noise, xy))
+        after.append(lambda: _draw_noise(axes, noise, drawn))
 
 
 def _draw_upright(axes: "Axes", panel: Lines | HeatMap) -> None:
-    colour = "white" if isinstance(panel, HeatMap) else _GREY
     for rule in panel.upright:
-        axes.axvline(rule.value, color=colour, linewidth=1.0, linestyle=(0, (3, 2)), zorder=3)
+        if isinstance(panel, HeatMap):
+            axes.axvline(rule.value, color="white", linewidth=1.6, zorder=3)  # seen on light and on dark
+        axes.axvline(rule.value, color="black" if isinstance(panel, HeatMap) else _GREY, **_RULE)
         if not isinstance(panel, HeatMap):
             axes.text(
                 rule.value,
@@ -445,30 +461,31 @@ def _leader(figure: "Figure", start: tuple[float, float], end: tuple[float, floa
     )
 
 
-def _draw_noise(axes: "Axes", gap: float, xy: Sequence[tuple[float, float]]) -> None:
-    """A bar as long as the gap that chance alone may make, in the emptiest corner."""
-    places = [axes.transAxes.inverted().transform(axes.transData.transform(point)) for point in xy]
-    corners = [(x, y) for y in (0.0, 1.0) for x in (1.0, 0.0)]
-    corner = min(corners, key=lambda c: sum(abs(p[0] - c[0]) < 0.35 and abs(p[1] - c[1]) < 0.35 for p in places))
+def _draw_noise(axes: "Axes", gap: float, lines: Sequence[Sequence[tuple[float, float]]]) -> None:
+    """A bar as long as the gap that chance alone may make, where it covers least of the lines."""
     low, high = axes.get_ylim()
-    x = 0.95 if corner[0] else 0.05
-    start = high - 0.06 * (high - low) - gap if corner[1] else low + 0.06 * (high - low)
+    to_axes = (axes.transData - axes.transAxes).transform
+    seen = [point for line in lines for point in _along([tuple(map(float, to_axes(xy))) for xy in line], 0.004)]
+    length = gap / (high - low)
+
+    def around(place: tuple[float, bool]) -> Box:
+        x, at_top = place
+        bottom = 0.95 - length if at_top else 0.05
+        left, right = (x - 0.24, x + 0.03) if x > 0.5 else (x - 0.03, x + 0.24)
+        return Box(left, bottom - 0.03, right, bottom + length + 0.03)
+
+    x, at_top = min(_NOISE_PLACES, key=lambda place: sum(around(place).overlap(box) > 0 for box in seen))
+    start = high - 0.05 * (high - low) - gap if at_top else low + 0.05 * (high - low)
+    across = axes.get_yaxis_transform()
     axes.errorbar(
-        [x],
-        [start + gap / 2],
-        yerr=gap / 2,
-        transform=axes.get_yaxis_transform(),
-        color=_GREY,
-        capsize=3,
-        elinewidth=1.2,
-        fmt="none",
+        [x], [start + gap / 2], yerr=gap / 2, transform=across, color=_GREY, capsize=3, elinewidth=1.2, fmt="none"
     )
     axes.text(
-        x + (-0.025 if corner[0] else 0.025),
+        x + (-0.025 if x > 0.5 else 0.025),
         start + gap / 2,
         "by chance",
-        transform=axes.get_yaxis_transform(),
-        ha="right" if corner[0] else "left",
+        transform=across,
+        ha="right" if x > 0.5 else "left",
         va="center",
         fontsize=7,
         color=_GREY,
@@ -476,12 +493,12 @@ def _draw_noise(axes: "Axes", gap: float, xy: Sequence[tuple[float, float]]) -> 
     axes.set_ylim(low, high)
 
 
-def _draw_intervals(axes: "Axes", panel: Intervals) -> None:
+def _draw_intervals(axes: "Axes", panel: Intervals, named: bool) -> None:
     """A line a row from the top: every seed, the mean, and the interval where there is one."""
     for i, row in enumerate(panel.rows):
         _draw_interval(axes, i, row)
-    labels = [_wrapped(axes.figure, _clean(row.label), 1.6, 7.5) for row in panel.rows]  # type: ignore[arg-type]
-    axes.set_yticks(range(len(labels)), labels)
+    labels = [_wrapped(axes.figure, _clean(row.label), _NAME_IN, 7.5) for row in panel.rows]  # type: ignore[arg-type]
+    axes.set_yticks(range(len(labels)), [""] * len(labels) if named else labels)
     for text, row in zip(axes.get_yticklabels(), panel.rows, strict=True):
         text.set_color(_ink(_look(row.look)[0]))
     axes.tick_params(axis="y", length=0)
@@ -489,8 +506,8 @@ def _draw_intervals(axes: "Axes", panel: Intervals) -> None:
     axes.set_ylim(len(labels) - 0.4, -0.6)
     axes.margins(x=0.08)
     axes.grid(axis="x", color=_GRID, linewidth=0.6)
-    _format(axes.xaxis, panel.x)
     _few_ticks(axes, panel.x)
+    _format(axes.xaxis, panel.x)
     axes.set_xlabel(_with_arrow(panel.x))
 
 
@@ -566,7 +583,8 @@ def _name_points(axes: "Axes", panel: Points) -> None:
     box = axes.get_window_extent()
     bounds = Box(box.x0, box.y0, box.x1, box.y1)
     if panel.noise is not None:
-        _draw_noise(axes, panel.noise, [(point.x, point.y) for point in panel.points])
+        joined = [[(panel.points[i].x, panel.points[i].y) for i in line] for line in panel.joined]
+        _draw_noise(axes, panel.noise, joined)
     boxes = beside([places[i] for i in named], sizes, taken, bounds, 5 * per_pt)  # type: ignore[misc]
     for i, label, where in zip(named, labels, boxes, strict=True):
         x, y = (where.left + where.right) / 2, (where.bottom + where.top) / 2
@@ -599,7 +617,7 @@ def _stairs(places: Sequence[tuple[float, ...]], later: bool) -> list[tuple[floa
 
 def _along(places: Sequence[tuple[float, ...]], half: float) -> list[Box]:
     """Small boxes along a line of straight parts."""
-    boxes = []
+    boxes = [Box(x - half, y - half, x + half, y + half) for x, y in places[:1]]
     for (x0, y0), (x1, y1) in itertools.pairwise(places):
         n = max(2, int(math.hypot(x1 - x0, y1 - y0) / (6 * half)))
         for k in range(n + 1):
@@ -654,10 +672,8 @@ def _scale(axes: "Axes", x: Axis, y: Axis, panel: Lines | Points) -> None:
             pad = (high / low) ** 0.06 if high > low else 1.5
             limits = (low / pad, high * pad)
         else:
-            if which == "y" and panel.noise is not None:
-                # The bar of what chance does is no longer than half the axis.
-                middle, half = (low + high) / 2, max((high - low) / 2, panel.noise)
-                low, high = middle - half, middle + half
+            if which == "y" and panel.noise is not None and panel.noise > _MOST_NOISE * (high - low):
+                high += 1.25 * panel.noise  # room above all data for the bar of what chance does
             pad = 0.05 * (high - low) or 0.05 * abs(high) or 1.0
             limits = (low - pad, high + pad)
             if which == "x" and isinstance(panel, Lines) and not panel.ticks and 0 <= low <= 0.25 * high:
@@ -707,6 +723,7 @@ def _format(of: Any, axis: Axis) -> None:
             of.set_major_formatter(FuncFormatter(_in_k if axis.powers else _with_commas))
         case "bytes":
             of.set_major_formatter(FuncFormatter(_in_bytes))
+            _byte_ticks(of)
         case "flops":
             of.set_major_formatter(FuncFormatter(_with_exponent))
         case "number" if axis.log:
@@ -719,10 +736,22 @@ def _format(of: Any, axis: Axis) -> None:
             assert_never(never)
 
 
+def _byte_ticks(of: Any) -> None:
+    """Round numbers of the unit that is shown. The limits have to be there."""
+    from matplotlib.ticker import FixedLocator, MaxNLocator
+
+    low, high = of.get_view_interval()
+    unit = next((factor for factor in (2**30, 2**20, 2**10) if high >= factor), 1)
+    of.set_major_locator(
+        FixedLocator([unit * tick for tick in MaxNLocator(nbins=4).tick_values(low / unit, high / unit)])
+    )
+    (of.axes.set_xlim if of.axis_name == "x" else of.axes.set_ylim)(low, high)
+
+
 def _few_ticks(axes: "Axes", axis: Axis) -> None:
     from matplotlib.ticker import MaxNLocator
 
-    axes.xaxis.set_major_locator(MaxNLocator(nbins=3 if axis.format in ("bytes", "flops") else 4))
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=3 if axis.format == "flops" else 4))
 
 
 def _thin_out(axes: "Axes") -> None:

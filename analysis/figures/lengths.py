@@ -51,7 +51,7 @@ def throughput_picture(ours: Ours) -> Picture:
         unequal_line(timed),
         machines_line(results),
         not_drawn_line(len(found) - MOST_LINES),
-        without_line(results, wanted, [group for _, group, _ in found], "decoding speed"),
+        without_line(results, wanted, [group for _, group, _ in found], "decoding speed recorded"),
     ]
     return picture(results, "throughput", how, (throughput_panel(lines),))
 
@@ -135,7 +135,7 @@ def position_loss_picture(ours: Ours) -> Picture:
     how = [
         band_line([curve for _, _, curve in found]),
         not_drawn_line(len(found) - MOST_LINES),
-        without_line(results, wanted, [group for _, group, _ in found], "loss by position"),
+        without_line(results, wanted, [group for _, group, _ in found], "loss by position recorded"),
     ]
     panel = Lines(
         x=Axis(label="position (tokens)", format="whole"),
@@ -182,9 +182,10 @@ def needle_picture(ours: Ours) -> Picture:
     several = max(len(group.done) for group, _ in shown) > 1
     how = [
         "Mean over the seeds of a row." if several else "One seed a row.",
+        "Dashed: the training length." if shown[0][1].upright else "",
         "Crossed out: not recorded." if any(v is None for _, m in shown for row in m.values for v in row) else "",
         f"{len(maps) - MOST_MAPS} more rows are not drawn: choose with --rows." if len(maps) > MOST_MAPS else "",
-        without_line(results, wanted, [group for group, _ in maps], "needles"),
+        without_line(results, wanted, [group for group, _ in maps], "needles recorded"),
     ]
     widths = (1.0,) * (1 if len(shown) == 1 else 2 if len(shown) in (2, 4) else 3)
     return picture(results, "needle", how, tuple(one for _, one in shown), widths=widths)

@@ -44,8 +44,8 @@ def curves_picture(ours: Ours) -> Picture:
     )
     finals_panel = Intervals(x=Axis(label=f"final {metric_header(final_metric)}"), rows=tuple(rows))
     how = [
-        f"Left: {BAND[0].lower()}{BAND[1:]}" if found.several_seeds else "",
-        f"Right: a dot a seed; {INTERVAL}."
+        f"Curves: {BAND[0].lower()}{BAND[1:]}" if found.several_seeds else "",
+        f"Final losses: a dot a seed; {INTERVAL}."
         if any(row.low is not None for row in rows)
         else "One seed a row: no interval.",
         left_out_line(results),

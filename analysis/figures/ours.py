@@ -9,7 +9,7 @@ from typing import Final, final
 
 from analysis import stats
 from analysis.figures.numbers import FRONT_WORDS, Curve, Metrics, left_out_line, over_seeds
-from analysis.figures.picture import Interval, Line, Panel, Picture, Rule
+from analysis.figures.picture import Interval, Line, Panel, Picture, Points, Rule
 from analysis.figures.recorded import Series
 from analysis.load import CellResult, Group, Results
 from analysis.tables import metric_of, report_caption, settings_line, title_of
@@ -19,7 +19,6 @@ from hybrid.spec import ConfigError
 
 BAND: Final = "Mean over the seeds of a row; the band is from the least to the greatest."
 INTERVAL: Final = "the mean with its 95% interval, computed as in the table"
-FRONT: Final = f"On the grey steps: {FRONT_WORDS}."
 
 
 @final
@@ -78,6 +77,15 @@ def picture(
         panels=tuple(panels),
         widths=widths,
     )
+
+
+def front_line(panel: Points) -> str:
+    """What the front is."""
+    if len(panel.front) == 1:
+        best = panel.points[panel.front[0]]
+        name = best.label if best.family == best.label else f"{best.family} {best.label}"
+        return f"On the Pareto front is {name} alone: no row is better in either of the two, by their means."
+    return f"On the grey steps: {FRONT_WORDS}."
 
 
 def nothing_to_draw(results: Results, what: str, given_by: str = "") -> ConfigError:
@@ -163,7 +171,7 @@ def no_result_line(results: Results) -> str:
 def without_line(results: Results, wanted: Callable[[Group], bool], drawn: Sequence[Group], what: str) -> str:
     there = {id(group) for group in drawn}
     missing = [group.label for group in results.groups if wanted(group) and id(group) not in there]
-    return f"Not drawn, without {what}: {listed(missing)}." if missing else ""
+    return f"Not drawn, as they have no {what}: {listed(missing)}." if missing else ""
 
 
 def estimates_of(ours: Ours) -> tuple[str, list[tuple[Group, stats.Estimate]]]:

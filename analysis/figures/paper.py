@@ -18,7 +18,7 @@ from analysis.figures.against_cost import (
 from analysis.figures.blocks import DIMENSIONS_LINE, Placed, dimensions_panel, placed, positions_panels
 from analysis.figures.catalogue import FIGURES, PaperFigure, title_of_figure
 from analysis.figures.lengths import cache_line, cache_panel, throughput_panel, unequal_line
-from analysis.figures.ours import FRONT, Asked, chosen_rows
+from analysis.figures.ours import Asked, chosen_rows, front_line
 from analysis.figures.picture import Line, Panel, Picture, Point, Rule
 from analysis.figures.recorded import GIVEN_BY, NEEDLE_ACCURACY, POSITION_LOSSES, WEIGHTS
 from analysis.reference.compare import EQUAL_FLOPS, Place, Sweeps
@@ -90,7 +90,7 @@ class Paper:
         panel = quality_throughput_panel(points, _label(measured), measured.better, gap)
         setting = "1B models at the FLOPs that Llama spends on 60B tokens; batch 4, prompt 512, mean over 2K to 32K."
         near = "Rows nearer than the bar may not be told apart." if gap is not None else ""
-        return [panel], [setting, FRONT, f"{_ONE_RUN} {line} {near}".strip(), self._unequal()]
+        return [panel], [setting, front_line(panel), f"{_ONE_RUN} {line} {near}".strip(), self._unequal()]
 
     def _throughput(self, _: str, asked: Asked) -> tuple[list[Panel], list[str]]:
         every = [label for label, _ in self._labelled("13", ())]
