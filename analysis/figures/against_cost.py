@@ -18,7 +18,16 @@ from analysis.figures.numbers import (
     quality_label,
     tradeoffs,
 )
-from analysis.figures.ours import Ours, front_line, interval_of, no_result_line, nothing_to_draw, picture, range_text
+from analysis.figures.ours import (
+    Ours,
+    front_line,
+    interval_of,
+    missing_lines,
+    no_result_line,
+    nothing_to_draw,
+    picture,
+    range_text,
+)
 from analysis.figures.picture import (
     MOST_LINES,
     Axis,
@@ -80,7 +89,7 @@ def pareto_picture(ours: Ours) -> Picture:
         else "One seed a row: no interval.",
         f"Of the rows off the line only the best are drawn, {MOST_DOTS} in all." if chosen.not_drawn else "",
         machines_line(results) if chosen.axis.is_measured else "",
-        no_result_line(results),
+        *missing_lines(ours, metric, [point.label for point in chosen.points]),
     ]
     return picture(results, "pareto", how, (panel,))
 
@@ -128,7 +137,7 @@ def quality_throughput_picture(ours: Ours) -> Picture:
         else "One seed a row: no interval.",
         unequal_line([timed for group in results.groups if (timed := timed_of(group)) is not None]),
         machines_line(results),
-        no_result_line(results),
+        *missing_lines(ours, metric, [label for label, _, _ in points]),
     ]
     return picture(results, "quality-throughput", how, (panel,))
 

@@ -144,12 +144,11 @@ def write_figure(results: "Results", metrics: "Metrics", directory: Path) -> tup
     `metrics` gives the metric lines of a run id. Raises ConfigError if there is nothing to draw yet.
     """
     from analysis.figures.draw import write
-    from analysis.figures.kinds import KINDS as MAKERS
-    from analysis.figures.kinds import default_kind
+    from analysis.figures.kinds import picture_of
     from analysis.figures.ours import Asked, Ours
 
     ours = Ours(results=results, read=lambda _: metrics, asked=Asked())
-    return write(MAKERS[default_kind(results)].make(ours), directory, name="figure")
+    return write(picture_of(ours, None), directory, name="figure")
 
 
 def _check(args: argparse.Namespace) -> None:
@@ -189,8 +188,7 @@ def _write(args: argparse.Namespace, picture: "Picture", name: str) -> list[Path
 
 
 def _of_request(args: argparse.Namespace, asked: "Asked", load: Loader) -> "Picture":
-    from analysis.figures.kinds import KINDS as MAKERS
-    from analysis.figures.kinds import default_kind
+    from analysis.figures.kinds import picture_of
     from analysis.figures.ours import Ours
 
     try:
@@ -199,14 +197,14 @@ def _of_request(args: argparse.Namespace, asked: "Asked", load: Loader) -> "Pict
         near = did_you_mean(args.request, names())
         hint = f"figure = {args.request}: the paper has none of that name{near}"
         raise ConfigError([*error.problems, *([hint] if "did you mean" in near else [])]) from None
-    kind = args.kind or default_kind(results)
-    return MAKERS[kind].make(Ours(results=results, read=lambda _: store.metrics, asked=asked))
+    return picture_of(Ours(results=results, read=lambda _: store.metrics, asked=asked), args.kind)
 
 
 def _of_figure(name: str, overrides: Sequence[str], asked: "Asked", load: Loader) -> "Picture":
     """A figure of the paper, of our own runs."""
-    from analysis.figures.kinds import KINDS as MAKERS
+    from analysis.figures.kinds import picture_of
     from analysis.figures.ours import Ours
+    from analysis.figures.recorded import GIVEN_BY, NEEDED
 
     figure = FIGURES[name]
     hints = [f"what the paper prints: python -m analysis figures {name} --source paper"] if figure.printed else []
@@ -216,14 +214,15 @@ def _of_figure(name: str, overrides: Sequence[str], asked: "Asked", load: Loader
         wanted = (
             f"{name}: it is of the runs of `{' '.join(('python run.py -m', f'+sweep={figure.sweep}', *overrides))}`"
         )
-        raise ConfigError([*error.problems, wanted, *hints]) from None
+        needed = [f"then {GIVEN_BY[NEEDED[figure.kind]]}"] if figure.kind in NEEDED else []
+        raise ConfigError([*error.problems, wanted, *needed, *hints]) from None
     labels = [group.label for group in results.groups]
     usual = tuple(p for p in figure.rows if any(fnmatch.fnmatchcase(label, p) for label in labels))
     ours = Ours(
         results=results, read=lambda _: store.metrics, asked=asked if asked.rows else replace(asked, rows=usual)
     )
     try:
-        made = MAKERS[figure.kind].make(ours)
+        made = picture_of(ours, figure.kind)
     except ConfigError as error:
         raise ConfigError([*(f"{name}: {problem}" for problem in error.problems), *hints]) from None
     request = " ".join((results.sweep, *results.overrides))

@@ -35,6 +35,7 @@ DASHES: Final[tuple[Any, ...]] = ("-", (0, (6, 2)), (0, (2, 1.5)), (0, (7, 2, 1.
 MARKERS: Final = ("o", "s", "^", "D", "v", "P", "X", "*")
 _STYLE: Final[dict[Any, Any]] = {
     "font.family": "DejaVu Sans",  # it comes with matplotlib: the same letters on every machine
+    "text.hinting": "none",  # widths are then the same at any resolution, and in every format
     "font.size": 8,
     "axes.labelsize": 8,
     "axes.titlesize": 8,

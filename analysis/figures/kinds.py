@@ -11,6 +11,7 @@ from analysis.figures.losses import curves_picture, final_picture, survival_pict
 from analysis.figures.ours import Ours
 from analysis.figures.picture import Picture
 from analysis.load import Results
+from analysis.tables import VAL_LOSS
 from hybrid.decode import did_you_mean
 from hybrid.spec import ConfigError
 
@@ -49,3 +50,17 @@ def default_kind(results: Results) -> str:
     if asked not in KINDS:
         raise ConfigError(f"sweep.report.figure = {asked}: expected the kind of a figure{did_you_mean(asked, KINDS)}")
     return str(asked)
+
+
+def picture_of(ours: Ours, kind: str | None) -> Picture:
+    """The figure of that kind; without one, of what the data are: final losses alone where no run logged any before.
+
+    Raises ConfigError where there is nothing to draw.
+    """
+    chosen = kind or default_kind(ours.results)
+    try:
+        return KINDS[chosen].make(ours)
+    except ConfigError:
+        if kind is not None or chosen != "curves" or not any(group.numbers(VAL_LOSS) for group in ours.results.groups):
+            raise
+    return final_picture(ours)

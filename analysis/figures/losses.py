@@ -10,7 +10,17 @@ from analysis.figures.numbers import (
     quality_better,
     survivals,
 )
-from analysis.figures.ours import BAND, INTERVAL, Ours, interval_of, line_of, no_result_line, nothing_to_draw, picture
+from analysis.figures.ours import (
+    BAND,
+    INTERVAL,
+    Ours,
+    interval_of,
+    line_of,
+    missing_lines,
+    no_result_line,
+    nothing_to_draw,
+    picture,
+)
 from analysis.figures.picture import MOST_LINES, Axis, Interval, Intervals, Line, Lines, Picture
 from analysis.tables import VAL_LOSS, metric_header, metric_of
 from analysis.tables.probe import SOLVED
@@ -100,7 +110,8 @@ def final_picture(ours: Ours) -> Picture:
         raise ConfigError(
             "--kind final: seeds solved have no spread between seeds; expected --metric with it, or survival"
         )
-    rows, not_drawn = finals(results, metric, ours.wanted)
+    every = finals(results, metric, ours.wanted)
+    rows = every[:MOST_LINES]
     if not rows:
         raise nothing_to_draw(results, f"a finite {metric}")
     how = [
@@ -110,8 +121,8 @@ def final_picture(ours: Ours) -> Picture:
         "Intervals that overlap may still be told apart, and the other way round: see the table's marks."
         if any(row.mean.low is not None for row in rows)
         else "",
-        left_out_line(results),
-        not_drawn_line(not_drawn),
+        *missing_lines(ours, metric, [row.label for row in every]),
+        not_drawn_line(len(every) - len(rows)),
     ]
     panel = Intervals(
         x=Axis(label=f"final {metric_header(metric)}", better=quality_better(metric)),

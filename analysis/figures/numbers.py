@@ -179,10 +179,8 @@ class FinalValues:
     values: tuple[float, ...]
 
 
-def finals(
-    results: Results, metric: str, wanted: Callable[[Group], bool] = lambda _: True
-) -> tuple[tuple[FinalValues, ...], int]:
-    """The rows that have a value, the best first, at most `MOST_LINES`; and how many more have one.
+def finals(results: Results, metric: str, wanted: Callable[[Group], bool] = lambda _: True) -> tuple[FinalValues, ...]:
+    """The rows that have a value, the best first.
 
     The spread is pooled over every row of the request, as in its table, whichever are wanted.
     """
@@ -193,7 +191,7 @@ def finals(
         mean = stats.estimate(values, pooling)
         if mean is not None and wanted(group):
             rows.append(FinalValues(look=look, label=group.label, mean=mean, values=tuple(values)))
-    return tuple(rows[:MOST_LINES]), max(0, len(rows) - MOST_LINES)
+    return tuple(rows)
 
 
 # --- against cost -------------------------------------------------------------------------------

@@ -12,7 +12,9 @@ from analysis.figures.numbers import FRONT_WORDS, Curve, Metrics, left_out_line,
 from analysis.figures.picture import Interval, Line, Panel, Picture, Points, Rule
 from analysis.figures.recorded import Series
 from analysis.load import CellResult, Group, Results
-from analysis.tables import metric_of, report_caption, settings_line, title_of
+from analysis.tables import metric_header, metric_of, report_caption, settings_line, title_of
+from analysis.tables.captions import missing_notes
+from analysis.tables.probe import SOLVED
 from analysis.tables.words import count, listed
 from hybrid.decode import did_you_mean
 from hybrid.spec import ConfigError
@@ -166,6 +168,17 @@ def no_result_line(results: Results) -> str:
     if not results.is_probe:
         return left_out_line(results)
     return f"Not drawn: {count(missing, 'run')} without a result yet." if missing else ""
+
+
+def missing_lines(ours: Ours, metric: str, drawn: Sequence[str]) -> list[str]:
+    """What of the request is in no mean: runs, by how they ended, and rows that have no value at all."""
+    results = ours.results
+    rows = [group.label for group in results.groups if ours.wanted(group) and group.label not in drawn]
+    return [
+        no_result_line(results),
+        *(missing_notes(results, metric, metric_header(metric)) if metric != SOLVED else []),
+        f"Rows without a value, which are not drawn: {listed(rows)}." if rows else "",
+    ]
 
 
 def without_line(results: Results, wanted: Callable[[Group], bool], drawn: Sequence[Group], what: str) -> str:

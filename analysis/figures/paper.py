@@ -20,7 +20,7 @@ from analysis.figures.catalogue import FIGURES, PaperFigure, title_of_figure
 from analysis.figures.lengths import cache_line, cache_panel, throughput_panel, unequal_line
 from analysis.figures.ours import Asked, chosen_rows, front_line
 from analysis.figures.picture import Line, Panel, Picture, Point, Rule
-from analysis.figures.recorded import GIVEN_BY, NEEDLE_ACCURACY, POSITION_LOSSES, WEIGHTS
+from analysis.figures.recorded import GIVEN_BY, NEEDED
 from analysis.reference.compare import EQUAL_FLOPS, Place, Sweeps
 from analysis.reference.printed import read_printed
 from analysis.tables.layouts import MEASURED, Measured, printed_rows
@@ -31,7 +31,6 @@ from hybrid.spec import ConfigError
 from sweeps.compose import Composer
 
 _ONE_RUN: Final = "One run a row is printed: no interval."
-_NEEDS: Final[Mapping[str, str]] = {"position-loss": POSITION_LOSSES, "needle": NEEDLE_ACCURACY, "weights": WEIGHTS}
 _AT_1_5: Final = ("Llama", "SWA 1:5", "Mamba", "Inter-H 1:5", "Intra-H 1:5")
 _NOISE: Final[Mapping[str, Metric]] = {str(metric.recorded): metric for metric in (DCLM, PG19, ACCURACY)}
 
@@ -49,10 +48,10 @@ class Paper:
         figure = FIGURES[name]
         if asked.cost is not None:
             raise ConfigError(f"--cost {asked.cost}: expected --kind pareto with it")
-        if figure.kind in _NEEDS:
+        if not figure.printed:
             raise ConfigError(
                 f"{name}: paper: not printed, the figure is a picture without numbers. Of our own runs: "
-                f"{GIVEN_BY[_NEEDS[figure.kind]]}"
+                f"{GIVEN_BY[NEEDED[figure.kind]]}"
             )
         if asked.metric is not None and figure.kind in ("training-cost", "throughput", "cache"):
             raise ConfigError(f"--metric {asked.metric}: {name} shows no measure of quality")

@@ -32,6 +32,14 @@ GIVEN_BY: Final[Mapping[str, str]] = {
     DECODE_SPEED: f"an evaluation of decoding would (to record {DECODE_SPEED} and {DECODE_SPEED}_at_<length>), such as "
     "the paper's: batch 4, prompt 512, total lengths of 2K to 32K",
 }
+# By the kind of figure that cannot be without it.
+NEEDED: Final[Mapping[str, str]] = {
+    "quality-throughput": DECODE_SPEED,
+    "throughput": DECODE_SPEED,
+    "position-loss": POSITION_LOSSES,
+    "needle": NEEDLE_ACCURACY,
+    "weights": WEIGHTS,
+}
 
 
 @final

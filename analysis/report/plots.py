@@ -119,7 +119,8 @@ def _survival(results: Results) -> Plot | None:
 
 def _ranges(results: Results, metric: str) -> Plot | None:
     """Every seed, the mean of a row, and its interval as the table has it."""
-    rows, not_drawn = finals(results, metric)
+    every = finals(results, metric)
+    rows = every[:MOST_LINES]
     if len(rows) < 2:
         return None
     caption = [
@@ -127,7 +128,7 @@ def _ranges(results: Results, metric: str) -> Plot | None:
         if any(row.mean.low is not None for row in rows)
         else "One seed a row: no interval.",
         "Intervals that overlap may still be told apart, and the other way round: see the table's marks.",
-        not_drawn_line(not_drawn),
+        not_drawn_line(len(every) - len(rows)),
     ]
     return Plot(
         name="ranges",
