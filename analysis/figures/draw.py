@@ -9,7 +9,8 @@ import json
 import math
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, assert_never
@@ -127,9 +128,6 @@ def as_float(picture: Picture, stem: str, width_in: float) -> str:
 
 
 def _drawn(picture: Picture, stem: Path, formats: Sequence[str], width_in: float, captioned: bool) -> list[Path]:
-    import matplotlib
-
-    matplotlib.use("Agg")
     from matplotlib import pyplot
 
     metadata: dict[str, dict[str, None]] = {
@@ -138,7 +136,7 @@ def _drawn(picture: Picture, stem: Path, formats: Sequence[str], width_in: float
         "pdf": {"CreationDate": None, "Producer": None, "Creator": None},
     }
     paths = []
-    with matplotlib.rc_context(_STYLE), warnings.catch_warnings(record=True) as caught:
+    with _style(), warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         figure = _figure(picture, width_in, captioned)
         for form in formats:
@@ -153,6 +151,18 @@ def _drawn(picture: Picture, stem: Path, formats: Sequence[str], width_in: float
             raise ConfigError(f"--width {width_in:g}: too narrow for this figure; expected more inches")
         warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
     return paths
+
+
+@contextmanager
+def _style() -> Iterator[None]:
+    """No window is opened, and settings of the user's own change nothing."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update({"backend": "Agg", **_STYLE})
+        yield
 
 
 # --- the page -----------------------------------------------------------------------------------
@@ -677,7 +687,7 @@ def _scale(axes: "Axes", x: Axis, y: Axis, panel: Lines | Points) -> None:
                 high += 1.25 * panel.noise  # room above all data for the bar of what chance does
             pad = 0.05 * (high - low) or 0.05 * abs(high) or 1.0
             limits = (low - pad, high + pad)
-            if which == "x" and isinstance(panel, Lines) and not panel.ticks and 0 <= low <= 0.25 * high:
+            if which == "x" and isinstance(panel, Lines) and not panel.ticks and 0 <= low <= 0.25 * high != 0:
                 limits = (0.0, high + 0.01 * high)
         (axes.set_xlim if which == "x" else axes.set_ylim)(*limits)
         of = axes.xaxis if which == "x" else axes.yaxis
