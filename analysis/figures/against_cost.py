@@ -4,6 +4,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from statistics import fmean
+from typing import Final
 
 from analysis import stats
 from analysis.claims.parts import TRAINING_MEMORY, TRAINING_SPEED
@@ -30,6 +31,7 @@ from analysis.figures.ours import (
 )
 from analysis.figures.picture import (
     MOST_LINES,
+    MOST_NAMED,
     Axis,
     Better,
     Interval,
@@ -48,6 +50,8 @@ from analysis.tables.words import count
 from hybrid.cost import run_cost
 from hybrid.decode import did_you_mean
 from hybrid.spec import ConfigError, RunSpec
+
+_SURELY_NAMED: Final = 8
 
 
 def pareto_picture(ours: Ours) -> Picture:
@@ -87,11 +91,18 @@ def pareto_picture(ours: Ours) -> Picture:
         f"Bars: 95% intervals, as in the table; n = {range_text([point.n for point in panel.points])} seeds a row."
         if bars
         else "One seed a row: no interval.",
+        _named_line(len(panel.points)),
         f"Of the rows off the line only the best are drawn, {MOST_DOTS} in all." if chosen.not_drawn else "",
         machines_line(results) if chosen.axis.is_measured else "",
         *missing_lines(ours, metric, [point.label for point in chosen.points]),
     ]
     return picture(results, "pareto", how, (panel,))
+
+
+def _named_line(n: int) -> str:
+    if n > MOST_NAMED:
+        return "Rows off the front are grey dots, without their intervals and names."
+    return "Names are left out where there is no room for them." if n > _SURELY_NAMED else ""
 
 
 def quality_throughput_picture(ours: Ours) -> Picture:

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, final
 
 from analysis import stats
@@ -185,8 +185,8 @@ def dimensions_picture(ours: Ours) -> Picture:
 
 
 DIMENSIONS_LINE: Final = (
-    "Attention's share: of its query-key width and Mamba's width before expansion, together. "
-    "0:1 is Mamba alone, 1:0 attention alone."
+    "Attention's share: of its query-key width and Mamba's width before expansion, together; beside the points, the "
+    "ratio of the two. 0:1 is Mamba alone, 1:0 attention alone."
 )
 
 
@@ -203,14 +203,14 @@ def dimensions_panel(
         Placed(ratio=name, at=None, where=None, mean=mean.mean, low=mean.low, high=mean.high, n=mean.n)
         for name, _, mean in ordered
     ]
+    line = _placed_line(0, "", [share for _, share, _ in ordered], rows)
     return Lines(
         title=title,
-        x=Axis(label="attention's share of the width, and the ratio"),
+        x=Axis(label="attention's share of the width", format="percent", shown=(0.0, 1.0)),
         y=Axis(label=label, better=better),
-        lines=(_placed_line(0, "", [share for _, share, _ in ordered], rows),),
+        lines=(replace(line, names=tuple(name for name, _, _ in ordered)),),
         points=True,
         spread="bars",
         names="beside",
-        ticks=tuple((share, f"{100 * share:.0f}%\n{name}") for name, share, _ in ordered),
         noise=noise,
     )

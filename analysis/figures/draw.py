@@ -12,11 +12,12 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, assert_never
 
-from analysis.figures.labels import Box, beside, within
-from analysis.figures.picture import Axis, HeatMap, Interval, Intervals, Line, Lines, Panel, Picture, Points
+from analysis.figures.labels import Box, beside_with_room, within
+from analysis.figures.picture import MOST_NAMED, Axis, HeatMap, Interval, Intervals, Line, Lines, Panel, Picture, Points
 from analysis.render.latex import latex_text
 from hybrid.spec import ConfigError
 
@@ -68,6 +69,8 @@ _MOST_AT_ENDS: Final = 12
 _ROW_IN: Final = 0.27
 _NAME_IN: Final = 1.6
 _MOST_NOISE: Final = 0.6
+_BESIDE_IN: Final = 0.8  # what ticks and labels take of a panel's width
+_TALL_IN: Final = 2.4
 _NOISE_PLACES: Final = tuple((x, at_top) for x in (0.95, 0.05, 0.72, 0.28) for at_top in (True, False))
 
 
@@ -198,7 +201,8 @@ def _figure(picture: Picture, width_in: float, captioned: bool) -> "Figure":
     meshes = []
     for number, (row, axes_of_row) in enumerate(zip(rows, grid, strict=True)):
         for i, (panel, axes) in enumerate(zip(row, axes_of_row, strict=False)):
-            mesh = _draw(axes, panel, after, _named_alike(row[i - 1], panel) if i else False)
+            room_in = width_in * ratios[i] / sum(ratios) - _BESIDE_IN
+            mesh = _draw(axes, panel, after, room_in, named=i > 0 and _named_alike(row[i - 1], panel))
             if mesh is not None:
                 meshes.append((mesh, panel))
                 if i:
@@ -328,9 +332,9 @@ def _named_alike(left: Panel, right: Panel) -> bool:
     return [row.label for row in left.rows] == [row.label for row in right.rows]
 
 
-def _draw(axes: "Axes", panel: Panel, after: list[Callable[[], None]], named: bool) -> Any:
-    """Draw the panel; what has to wait until the axes have their place is put `after`. `named`: its rows have their
-    names to the left of it. Gives a heat map's mesh.
+def _draw(axes: "Axes", panel: Panel, after: list[Callable[[], None]], room_in: float, *, named: bool) -> Any:
+    """Draw the panel; what has to wait until the axes have their place is put `after`. `room_in` is about how wide the
+    axes will be, `named` that its rows have their names to the left of it. Gives a heat map's mesh.
     """
     axes.set_axisbelow(True)
     if panel.title:
@@ -338,19 +342,19 @@ def _draw(axes: "Axes", panel: Panel, after: list[Callable[[], None]], named: bo
         axes.set_title(title, loc="left", fontsize=8, fontweight="bold")
     match panel:
         case Lines():
-            _draw_lines(axes, panel, after)
+            _draw_lines(axes, panel, after, room_in)
         case Intervals():
-            _draw_intervals(axes, panel, named)
+            _draw_intervals(axes, panel, named, room_in)
         case Points():
-            _draw_points(axes, panel, after)
+            _draw_points(axes, panel, after, room_in)
         case HeatMap():
-            return _draw_heat_map(axes, panel)
+            return _draw_heat_map(axes, panel, room_in)
         case _ as never:
             assert_never(never)
     return None
 
 
-def _draw_lines(axes: "Axes", panel: Lines, after: list[Callable[[], None]]) -> None:
+def _draw_lines(axes: "Axes", panel: Lines, after: list[Callable[[], None]], room_in: float) -> None:
     from matplotlib.transforms import ScaledTranslation
 
     axes.grid(axis="y", color=_GRID, linewidth=0.6)
@@ -386,7 +390,7 @@ def _draw_lines(axes: "Axes", panel: Lines, after: list[Callable[[], None]]) -> 
             axes.errorbar(line.x, line.y, yerr=(below, above), capsize=2.5, elinewidth=1, **style)
         else:
             axes.plot(line.x, line.y, **style)
-    _scale(axes, panel.x, panel.y, panel)
+    _scale(axes, panel.x, panel.y, panel, room_in)
     if panel.ticks:
         axes.set_xticks([x for x, _ in panel.ticks], [_clean(text) for _, text in panel.ticks])
         after.append(lambda: _thin_out(axes))
@@ -395,6 +399,9 @@ def _draw_lines(axes: "Axes", panel: Lines, after: list[Callable[[], None]]) -> 
     _draw_upright(axes, panel)
     named = list(panel.lines) if panel.names == "ends" and not _in_legend(panel) else []
     _name_ends(axes, panel, named, after)
+    for line in panel.lines:
+        if line.names:
+            after.append(partial(_name_numbers, axes, line))
     if panel.noise is not None:
         drawn = [list(zip(line.x, line.y, strict=True)) for line in panel.lines]
         noise = panel.noise
@@ -462,6 +469,20 @@ def _name_ends(axes: "Axes", panel: Lines, lines: Sequence[Line], after: list[Ca
     after.append(place)
 
 
+def _name_numbers(axes: "Axes", line: Line) -> None:
+    """Each number's own name beside it, off the line and its bars."""
+    xy = list(zip(line.x, line.y, strict=True))
+    places = [tuple(map(float, axes.transData.transform(point))) for point in xy]
+    per_pt = axes.figure.dpi / 72
+    taken = [Box(x - 4 * per_pt, y - 4 * per_pt, x + 4 * per_pt, y + 4 * per_pt) for x, y in places]
+    taken += _along(places, per_pt)
+    for x, low, high in zip(line.x, line.low, line.high, strict=False):
+        taken += _along([tuple(map(float, axes.transData.transform((x, y)))) for y in (low, high)], per_pt)
+    colour = _ink(_look(line.look)[0])
+    wanted = [(place, (_clean(name), colour), True) for place, name in zip(places, line.names, strict=True)]
+    _put_names(axes, xy, wanted, taken)
+
+
 def _leader(figure: "Figure", start: tuple[float, float], end: tuple[float, float]) -> None:
     """A hair line between two places of the canvas."""
     from matplotlib.lines import Line2D
@@ -504,7 +525,7 @@ def _draw_noise(axes: "Axes", gap: float, lines: Sequence[Sequence[tuple[float, 
     axes.set_ylim(low, high)
 
 
-def _draw_intervals(axes: "Axes", panel: Intervals, named: bool) -> None:
+def _draw_intervals(axes: "Axes", panel: Intervals, named: bool, room_in: float) -> None:
     """A line a row from the top: every seed, the mean, and the interval where there is one."""
     for i, row in enumerate(panel.rows):
         _draw_interval(axes, i, row)
@@ -519,7 +540,7 @@ def _draw_intervals(axes: "Axes", panel: Intervals, named: bool) -> None:
     axes.grid(axis="x", color=_GRID, linewidth=0.6)
     _few_ticks(axes, panel.x)
     _format(axes.xaxis, panel.x)
-    axes.set_xlabel(_with_arrow(panel.x))
+    axes.set_xlabel(_axis_label(axes, panel.x, room_in))
 
 
 def _draw_interval(axes: "Axes", i: int, row: Interval) -> None:
@@ -535,9 +556,9 @@ def _draw_interval(axes: "Axes", i: int, row: Interval) -> None:
         line.set_linestyle(dashes)
 
 
-def _draw_points(axes: "Axes", panel: Points, after: list[Callable[[], None]]) -> None:
+def _draw_points(axes: "Axes", panel: Points, after: list[Callable[[], None]], room_in: float) -> None:
     axes.grid(color=_GRID, linewidth=0.6)
-    many = len(panel.points) > 60
+    many = len(panel.points) > MOST_NAMED
     front = [(panel.points[i].x, panel.points[i].y) for i in panel.front]
     if len(front) > 1:
         xs, ys = zip(*front, strict=True)
@@ -552,6 +573,9 @@ def _draw_points(axes: "Axes", panel: Points, after: list[Callable[[], None]]) -
     on_front = set(panel.front)
     for i, point in enumerate(panel.points):
         colour, _, marker = _look(point.look)
+        if many and i not in on_front:
+            axes.plot(point.x, point.y, marker="o", color="#999999", markersize=2.5, zorder=2)
+            continue
         if point.low is not None and point.high is not None:
             bars = [[point.y - point.low], [point.high - point.y]]
             axes.errorbar(point.x, point.y, yerr=bars, color=colour, elinewidth=0.8, capsize=2, fmt="none", zorder=2)
@@ -563,23 +587,22 @@ def _draw_points(axes: "Axes", panel: Points, after: list[Callable[[], None]]) -
             point.y,
             marker=marker,
             color=colour,
-            markersize=2.5 if many and i not in on_front else 5,
+            markersize=5,
             markeredgecolor="white",
             markeredgewidth=0.4,
             zorder=3,
         )
-    _scale(axes, panel.x, panel.y, panel)
+    _scale(axes, panel.x, panel.y, panel, room_in)
     after.append(lambda: _name_points(axes, panel))
 
 
 def _name_points(axes: "Axes", panel: Points) -> None:
-    """Names beside points, so that they cover nothing; of very many points, those on the front alone."""
-    named = list(range(len(panel.points)))
-    if len(named) > 30:
-        named = list(panel.front)
-    figure, data = axes.figure, axes.transData
-    per_pt = figure.dpi / 72
-    size = 7.0
+    """Names beside points, so that they cover nothing; of very many points, those on the front alone.
+
+    A name that has no room is left out, unless it is on the front.
+    """
+    named = list(panel.front if len(panel.points) > MOST_NAMED else range(len(panel.points)))
+    data, per_pt = axes.transData, axes.figure.dpi / 72
     places = [tuple(map(float, data.transform((point.x, point.y)))) for point in panel.points]
     taken = [Box(x - 4 * per_pt, y - 4 * per_pt, x + 4 * per_pt, y + 4 * per_pt) for x, y in places]
     for point, (x, _) in zip(panel.points, places, strict=True):
@@ -589,32 +612,52 @@ def _name_points(axes: "Axes", panel: Points) -> None:
     for line in panel.joined:
         taken += _along([places[i] for i in line], per_pt)
     taken += _along(_stairs([places[i] for i in panel.front], panel.x.better == "lower"), 1.5 * per_pt)
-    labels = [_wrapped(figure, _clean(panel.points[i].label), 1.4, size) for i in named]  # type: ignore[arg-type]
-    sizes = [_size(figure, label, size) for label in labels]  # type: ignore[arg-type]
+    joined = [[(panel.points[i].x, panel.points[i].y) for i in line] for line in panel.joined]
+    if panel.noise is not None:
+        _draw_noise(axes, panel.noise, joined)
+    wanted = [
+        (places[i], (_clean(panel.points[i].label), _ink(_look(panel.points[i].look)[0])), i in panel.front)
+        for i in named
+    ]
+    _put_names(axes, [(panel.points[i].x, panel.points[i].y) for i in named], wanted, taken)
+
+
+def _put_names(
+    axes: "Axes",
+    xy: Sequence[tuple[float, float]],
+    wanted: Sequence[tuple[tuple[float, ...], tuple[str, str], bool]],
+    taken: Sequence[Box],
+) -> None:
+    """Names in their colours beside numbers: where these are on the canvas, and whether the name is needed."""
+    figure = axes.figure
+    per_pt, size = figure.dpi / 72, 7.0
+    labels = [_wrapped(figure, name, 1.4, size) for _, (name, _), _ in wanted]  # type: ignore[arg-type]
+    asked = [
+        (place, _size(figure, label, size), needed)  # type: ignore[arg-type]
+        for (place, _, needed), label in zip(wanted, labels, strict=True)
+    ]
     box = axes.get_window_extent()
     bounds = Box(box.x0, box.y0, box.x1, box.y1)
-    if panel.noise is not None:
-        joined = [[(panel.points[i].x, panel.points[i].y) for i in line] for line in panel.joined]
-        _draw_noise(axes, panel.noise, joined)
-    boxes = beside([places[i] for i in named], sizes, taken, bounds, 5 * per_pt)  # type: ignore[misc]
-    for i, label, where in zip(named, labels, boxes, strict=True):
+    boxes = beside_with_room(asked, taken, bounds, 5 * per_pt)  # type: ignore[arg-type]
+    for (place, (_, colour), _), label, at, where in zip(wanted, labels, xy, boxes, strict=True):
+        if where is None:
+            continue
         x, y = (where.left + where.right) / 2, (where.bottom + where.top) / 2
-        near_x, near_y = (
-            min(max(places[i][0], where.left), where.right),
-            min(max(places[i][1], where.bottom), where.top),
-        )
-        if math.hypot(near_x - places[i][0], near_y - places[i][1]) > 9 * per_pt:
-            _leader(figure, places[i], (near_x, near_y))  # type: ignore[arg-type]
+        near_x, near_y = min(max(place[0], where.left), where.right), min(max(place[1], where.bottom), where.top)
+        if math.hypot(near_x - place[0], near_y - place[1]) > 9 * per_pt:
+            _leader(figure, (place[0], place[1]), (near_x, near_y))  # type: ignore[arg-type]
         axes.annotate(
             label,
-            (panel.points[i].x, panel.points[i].y),
-            xytext=((x - places[i][0]) / per_pt, (y - places[i][1]) / per_pt),
+            at,
+            xytext=((x - place[0]) / per_pt, (y - place[1]) / per_pt),
             textcoords="offset points",
             ha="center",
             va="center",
             fontsize=size,
-            color=_ink(_look(panel.points[i].look)[0]),
+            color=colour,
             annotation_clip=False,
+            bbox={"facecolor": "white", "alpha": 0.7, "linewidth": 0, "pad": 0.4},  # over bars, under points
+            zorder=2.6,
         )
 
 
@@ -637,7 +680,7 @@ def _along(places: Sequence[tuple[float, ...]], half: float) -> list[Box]:
     return boxes
 
 
-def _draw_heat_map(axes: "Axes", panel: HeatMap) -> Any:
+def _draw_heat_map(axes: "Axes", panel: HeatMap, room_in: float) -> Any:
     from matplotlib.patches import Rectangle
 
     values = [[math.nan if value is None else value for value in row] for row in panel.values]
@@ -657,8 +700,8 @@ def _draw_heat_map(axes: "Axes", panel: HeatMap) -> Any:
     axes.set_yticks([panel.at_y[i] for i in sorted({0, len(panel.at_y) // 2, len(panel.at_y) - 1})])
     _format(axes.xaxis, panel.x)
     axes.locator_params(axis="x", nbins=4)
-    axes.set_xlabel(_with_arrow(panel.x))
-    axes.set_ylabel(_with_arrow(panel.y))
+    axes.set_xlabel(_axis_label(axes, panel.x, room_in))
+    axes.set_ylabel(_axis_label(axes, panel.y, _TALL_IN))
     _draw_upright(axes, panel)
     return mesh
 
@@ -674,7 +717,7 @@ def _edges(centres: Sequence[float]) -> list[float]:
 # --- axes ---------------------------------------------------------------------------------------
 
 
-def _scale(axes: "Axes", x: Axis, y: Axis, panel: Lines | Points) -> None:
+def _scale(axes: "Axes", x: Axis, y: Axis, panel: Lines | Points, room_in: float) -> None:
     xs, ys = _extent(panel)
     for axis, which, values in ((x, "x", xs), (y, "y", ys)):
         low, high = axis.shown or (min(values), max(values))
@@ -687,15 +730,16 @@ def _scale(axes: "Axes", x: Axis, y: Axis, panel: Lines | Points) -> None:
                 high += 1.25 * panel.noise  # room above all data for the bar of what chance does
             pad = 0.05 * (high - low) or 0.05 * abs(high) or 1.0
             limits = (low - pad, high + pad)
-            if which == "x" and isinstance(panel, Lines) and not panel.ticks and 0 <= low <= 0.25 * high != 0:
-                limits = (0.0, high + 0.01 * high)
+            amount = which == "x" and isinstance(panel, Lines) and not panel.ticks and axis.shown is None
+            if amount and 0 <= low <= 0.25 * high != 0:
+                limits = (0.0, 1.01 * high)  # a time or an amount begins at nothing, if the numbers begin near it
         (axes.set_xlim if which == "x" else axes.set_ylim)(*limits)
         of = axes.xaxis if which == "x" else axes.yaxis
         if axis.log and low > 0:
             _log_ticks(of, axis, low, high, sorted(set(values)))
         _format(of, axis)
-    axes.set_xlabel(_with_arrow(x))
-    axes.set_ylabel(_with_arrow(y))
+    axes.set_xlabel(_axis_label(axes, x, room_in))
+    axes.set_ylabel(_axis_label(axes, y, _TALL_IN))
 
 
 def _extent(panel: Lines | Points) -> tuple[list[float], list[float]]:
@@ -779,8 +823,12 @@ def _thin_out(axes: "Axes") -> None:
             last = box
 
 
+def _axis_label(axes: "Axes", axis: Axis, room_in: float) -> str:
+    return _wrapped(axes.figure, _clean(_with_arrow(axis)), max(1.0, room_in), 8)  # type: ignore[arg-type]
+
+
 def _with_arrow(axis: Axis) -> str:
-    arrow = {"lower": " ↓", "higher": " ↑", None: ""}[axis.better]
+    arrow = {"lower": "\u00a0↓", "higher": "\u00a0↑", None: ""}[axis.better]
     return f"{axis.label}{arrow}"
 
 
@@ -841,13 +889,18 @@ def _wrapped(figure: "Figure", text: str, width_in: float, size: float, weight: 
     """Broken into lines of at most this width as they are drawn, between words; a longer word is broken too."""
     lines: list[str] = []
     line = ""
-    for word in _broken(figure, text.split(), width_in, size, weight):
+    for word in _broken(figure, _words(text), width_in, size, weight):
         longer = f"{line} {word}" if line else word
         if line and _width_in(figure, longer, size, weight) > width_in:
             lines.append(line)
             longer = word
         line = longer
     return "\n".join([*lines, line])
+
+
+def _words(text: str) -> list[str]:
+    """What may stand on lines of its own: a no-break space holds two words together."""
+    return [word for word in text.replace("\n", " ").split(" ") if word]
 
 
 def _broken(figure: "Figure", words: Iterable[str], width_in: float, size: float, weight: str) -> Iterable[str]:

@@ -10,6 +10,7 @@ _DIRECTIONS: Final = 12
 _REACHES: Final = (0.0, 0.6, 1.4, 2.4, 3.6)
 _ROUNDS: Final = 4
 _BESIDE_OVER_AREA: Final = 0.002
+_MOST_COVERED: Final = 0.12
 
 
 @final
@@ -87,6 +88,28 @@ def beside(
         if round_ and boxes == before:
             break
     return boxes
+
+
+def beside_with_room(
+    wanted: Sequence[tuple[tuple[float, float], tuple[float, float], bool]],
+    taken: Sequence[Box],
+    bounds: Box,
+    clearance: float,
+) -> list[Box | None]:
+    """`beside` for labels given as (anchor, size, needed); one that covers much and is not needed is left out: None."""
+    left = list(range(len(wanted)))
+    while True:
+        boxes = beside([wanted[i][0] for i in left], [wanted[i][1] for i in left], taken, bounds, clearance)
+        covered = {
+            i: math.fsum(box.overlap(other) for other in (*taken, *boxes) if other is not box) / (box.area or 1.0)
+            for i, box in zip(left, boxes, strict=True)
+        }
+        worst = max((i for i in left if not wanted[i][2]), key=lambda i: covered[i], default=None)
+        if worst is None or covered[worst] <= _MOST_COVERED:
+            break
+        left.remove(worst)
+    found = dict(zip(left, boxes, strict=True))
+    return [found.get(i) for i in range(len(wanted))]
 
 
 def _around(anchor: tuple[float, float], size: tuple[float, float], clearance: float) -> list[Box]:

@@ -31,6 +31,7 @@ from hybrid.spec import ConfigError
 from sweeps.compose import Composer
 
 _ONE_RUN: Final = "One run a row is printed: no interval."
+_TITLES: Final[Mapping[str, str]] = {"fig2": "Training cost: FLOPs (of Figure 2)"}
 _AT_1_5: Final = ("Llama", "SWA 1:5", "Mamba", "Inter-H 1:5", "Intra-H 1:5")
 _NOISE: Final[Mapping[str, Metric]] = {str(metric.recorded): metric for metric in (DCLM, PG19, ACCURACY)}
 
@@ -58,7 +59,7 @@ class Paper:
         panels, caption = _MAKERS[figure.kind](self, name, asked)
         return Picture(
             name=name,
-            title=title_of_figure(name),
+            title=_TITLES.get(name, title_of_figure(name)),
             caption=tuple(filter(None, (f"From arXiv 2510.04800, {_sources(figure)}.", *caption))),
             panels=tuple(panels),
             widths=(1.0,) * min(2, len(panels)),

@@ -8,6 +8,8 @@ Better = Literal["lower", "higher"]
 
 # Nothing with more is read: the best rows are drawn, and the caption says how many there are besides.
 MOST_LINES: Final = 40
+# Of more points than these only those on the front are drawn in full, and named.
+MOST_NAMED: Final = 30
 
 
 @final
@@ -37,7 +39,8 @@ class Rule:
 class Line:
     """A row of a request. `low` and `high`, or empty: the least and the greatest of its `n` seeds, or its interval.
 
-    `marks` are places on the line that stand out: seeds censored there. `look` numbers colour, dashes and marker.
+    `marks` are places on the line that stand out: seeds censored there. `names` stand beside its numbers, one each, or
+    are empty. `look` numbers colour, dashes and marker.
     """
 
     label: str
@@ -48,6 +51,7 @@ class Line:
     low: tuple[float, ...] = ()
     high: tuple[float, ...] = ()
     marks: tuple[tuple[float, float], ...] = ()
+    names: tuple[str, ...] = ()
     note: str = ""
 
 

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from analysis.figures.draw import COLOURS, DASHES, FORMATS, MARKERS, _figure, _look, _style, as_float, write
-from analysis.figures.labels import Box, beside, spread, within
+from analysis.figures.labels import Box, beside, beside_with_room, spread, within
 from analysis.figures.picture import (
     MOST_LINES,
     Axis,
@@ -297,7 +297,9 @@ def test_end_labels_of_lines_that_end_together_do_not_touch() -> None:
 def test_words_stay_on_the_page_and_off_the_panels() -> None:
     for width in (3.0, 7.0):
         for panel in every_panel(("one", "a longer name of a row", "three")):
+            long = "a label that says very much of what is measured on this axis, and then some"
             with _style():
+                panel = replace(panel, x=replace(panel.x, label=long))  # type: ignore[type-var]
                 drawn = picture(panel, title="A title " * 12, caption=("A caption of some length. " * 12,))
                 figure = _figure(drawn, width, True)
                 renderer = figure.canvas.get_renderer()  # type: ignore[attr-defined]
@@ -357,6 +359,18 @@ def test_names_beside_points_cover_neither_each_other_nor_points() -> None:
         covered += math.fsum(a.overlap(b) for a in boxes for b in taken)
         assert covered == 0
         assert all(box.overlap(bounds) == pytest.approx(box.area) for box in boxes)
+
+
+def test_a_name_without_room_is_left_out_unless_it_is_needed() -> None:
+    anchors = [(100.0 + i, 100.0) for i in range(30)]
+    wanted = [(anchor, (150.0, 60.0), i == 7) for i, anchor in enumerate(anchors)]
+    taken = [Box(x - 5, 95, x + 5, 105) for x, _ in anchors]
+    found = beside_with_room(wanted, taken, Box(0, 0, 300, 220), 7.0)
+    boxes = [box for box in found if box is not None]
+    assert found[7] is not None
+    assert 1 < len(boxes) < 30
+    for box in boxes:
+        assert sum(box.overlap(other) for other in boxes if other is not box) <= 0.12 * box.area
 
 
 def test_a_float_names_the_file_and_a_label() -> None:

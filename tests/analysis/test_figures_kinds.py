@@ -254,6 +254,15 @@ def test_placements_are_read_off_the_names_of_the_papers_rows(book: Any) -> None
     assert "Means with 95% intervals" in words(picture)
 
 
+def test_dimensions_are_by_the_share_of_the_width_that_is_attentions(book: Any) -> None:
+    book.losses("1:0", "AAAA", [1.5, 1.51])
+    book.losses("0:1", "MMM", [1.6, 1.61])
+    book.request("dims")
+    (line,) = only(made(book, "dimensions"), Lines).lines
+    assert (line.x, line.names) == ((0.0, 1.0), ("0:1", "1:0"))
+    assert line.y == pytest.approx((1.605, 1.505))
+
+
 def test_one_seed_has_no_spread(book: Any) -> None:
     for i, layout in enumerate(("AAAA", "MMM")):
         book.losses(f"row {i}", layout, [1.5 + i])

@@ -145,6 +145,7 @@ def test_dimensions_are_table_20_by_the_share_of_the_width(pictures: dict[str, P
         shares = {float(Fraction(r["d_trans"], r["d_trans"] + r["d_mamba"])): float(r["dclm"]) for r in printed}
         assert dict(zip(panel.lines[0].x, panel.lines[0].y, strict=True)) == pytest.approx(shares)
         assert panel.lines[0].x == tuple(sorted(shares))
+        assert panel.lines[0].names[0] == "0:1"
 
 
 def test_every_measured_column_that_is_printed_may_be_drawn(paper: Paper) -> None:
