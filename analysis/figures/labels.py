@@ -77,17 +77,7 @@ def beside(
 
     Each in turn takes the best of places around its anchor, the nearer the better, in a few rounds.
     """
-    boxes: list[Box] = []
-    candidates = [_around(anchor, size, clearance) for anchor, size in zip(anchors, sizes, strict=True)]
-    boxes = [places[0] for places in candidates]
-    for round_ in range(_ROUNDS):
-        before = list(boxes)
-        for i, places in enumerate(candidates):
-            others = [*taken, *(box for k, box in enumerate(boxes) if k != i and (round_ or k < i))]
-            boxes[i] = min(places, key=lambda box, i=i, others=others: _cost(box, anchors[i], others, bounds))  # type: ignore[misc]
-        if round_ and boxes == before:
-            break
-    return boxes
+    return _settled(_candidates(anchors, sizes, taken, bounds, clearance))
 
 
 def beside_with_room(
@@ -97,9 +87,11 @@ def beside_with_room(
     clearance: float,
 ) -> list[Box | None]:
     """`beside` for labels given as (anchor, size, needed); one that covers much and is not needed is left out: None."""
+    anchors, sizes = [anchor for anchor, _, _ in wanted], [size for _, size, _ in wanted]
+    candidates = _candidates(anchors, sizes, taken, bounds, clearance)
     left = list(range(len(wanted)))
     while True:
-        boxes = beside([wanted[i][0] for i in left], [wanted[i][1] for i in left], taken, bounds, clearance)
+        boxes = _settled([candidates[i] for i in left])
         covered = {
             i: math.fsum(box.overlap(other) for other in (*taken, *boxes) if other is not box) / (box.area or 1.0)
             for i, box in zip(left, boxes, strict=True)
@@ -110,6 +102,37 @@ def beside_with_room(
         left.remove(worst)
     found = dict(zip(left, boxes, strict=True))
     return [found.get(i) for i in range(len(wanted))]
+
+
+# A place that a label may have, and what it costs whichever places the others have.
+_Candidate = tuple[Box, float]
+
+
+def _candidates(
+    anchors: Sequence[tuple[float, float]],
+    sizes: Sequence[tuple[float, float]],
+    taken: Sequence[Box],
+    bounds: Box,
+    clearance: float,
+) -> list[list[_Candidate]]:
+    return [
+        [(box, _cost(box, anchor, taken, bounds)) for box in _around(anchor, size, clearance)]
+        for anchor, size in zip(anchors, sizes, strict=True)
+    ]
+
+
+def _settled(candidates: Sequence[Sequence[_Candidate]]) -> list[Box]:
+    """The place of each label, when none would rather have another, or after a few rounds."""
+    boxes = [places[0][0] for places in candidates]
+    for round_ in range(_ROUNDS):
+        before = list(boxes)
+        for i, places in enumerate(candidates):
+            others = [box for k, box in enumerate(boxes) if k != i and (round_ or k < i)]
+            costs = [cost + math.fsum(box.overlap(other) for other in others) for box, cost in places]
+            boxes[i] = places[costs.index(min(costs))][0]
+        if round_ and boxes == before:
+            break
+    return boxes
 
 
 def _around(anchor: tuple[float, float], size: tuple[float, float], clearance: float) -> list[Box]:
@@ -129,8 +152,8 @@ def _sign(value: float) -> float:
     return 0.0 if abs(value) < 1e-9 else math.copysign(1.0, value)
 
 
-def _cost(box: Box, anchor: tuple[float, float], others: Sequence[Box], bounds: Box) -> float:
-    covered = math.fsum(box.overlap(other) for other in others)
+def _cost(box: Box, anchor: tuple[float, float], taken: Sequence[Box], bounds: Box) -> float:
+    covered = math.fsum(box.overlap(other) for other in taken)
     outside = box.area - box.overlap(bounds)
     x, y = (box.left + box.right) / 2, (box.bottom + box.top) / 2
     return covered + 4 * outside + _BESIDE_OVER_AREA * box.area * math.hypot(x - anchor[0], y - anchor[1])
