@@ -68,6 +68,7 @@ _OFFSET_POINTS: Final = 2.0
 _MOST_AT_ENDS: Final = 12
 _ROW_IN: Final = 0.27
 _NAME_IN: Final = 1.6
+_NAME_LETTERS: Final = 24  # that surely go into a line so wide
 _MOST_NOISE: Final = 0.6
 _BESIDE_IN: Final = 0.8  # what ticks and labels take of a panel's width
 _TALL_IN: Final = 2.4
@@ -131,40 +132,36 @@ def as_float(picture: Picture, stem: str, width_in: float) -> str:
 
 
 def _drawn(picture: Picture, stem: Path, formats: Sequence[str], width_in: float, captioned: bool) -> list[Path]:
-    from matplotlib import pyplot
-
     metadata: dict[str, dict[str, None]] = {
         "png": {"Software": None},
         "svg": {"Date": None},
         "pdf": {"CreationDate": None, "Producer": None, "Creator": None},
     }
-    paths = []
-    with _style(), warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        figure = _figure(picture, width_in, captioned)
-        for form in formats:
-            paths.append(stem.with_name(f"{stem.name}.{form}"))
-            figure.savefig(paths[-1], dpi=_DPI, metadata=metadata[form])
-        pyplot.close(figure)
-    for warning in caught:
-        text = str(warning.message)
-        if "missing from font" in text:  # a sign is drawn as a box: the words are in the other files
-            continue
-        if "constrained_layout not applied" in text:
-            raise ConfigError(f"--width {width_in:g}: too narrow for this figure; expected more inches")
-        warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
+    paths = [stem.with_name(f"{stem.name}.{form}") for form in formats]
+    with _style(), warnings.catch_warnings():
+        # A sign that the font has not is drawn as a box.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        warnings.filterwarnings("error", message="constrained_layout not applied")
+        try:
+            figure = _figure(picture, width_in, captioned)
+        except UserWarning as warning:
+            if "constrained_layout" not in str(warning):
+                raise
+            problem = f"--width {width_in:g}: too narrow for this figure; expected more inches"
+            raise ConfigError(problem) from None
+        for path, form in zip(paths, formats, strict=True):
+            figure.savefig(path, dpi=_DPI, metadata=metadata[form])
     return paths
 
 
 @contextmanager
 def _style() -> Iterator[None]:
-    """No window is opened, and settings of the user's own change nothing."""
+    """The same looks for everyone: a user's own settings of matplotlib change nothing."""
     import matplotlib
 
-    matplotlib.use("Agg")
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
-        matplotlib.rcParams.update({"backend": "Agg", **_STYLE})
+        matplotlib.rcParams.update(_STYLE)
         yield
 
 
@@ -172,13 +169,15 @@ def _style() -> Iterator[None]:
 
 
 def _figure(picture: Picture, width_in: float, captioned: bool) -> "Figure":
-    from matplotlib import pyplot
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
 
     columns = _columns(picture, width_in)
     rows = [picture.panels[i : i + columns] for i in range(0, len(picture.panels), columns)]
     heights = [max(_height(panel, width_in / columns) for panel in row) for row in rows]
     ratios = picture.widths if columns == len(picture.widths) else (1.0,) * columns
-    figure = pyplot.figure(figsize=(width_in, sum(heights)))
+    figure = Figure(figsize=(width_in, sum(heights)))
+    FigureCanvasAgg(figure)
     title = _title(figure, picture.title, width_in) if captioned else None
     legend = _legend(figure, picture, width_in)
     caption = _caption(figure, picture.caption, width_in) if captioned else None
@@ -236,8 +235,8 @@ def _height(panel: Panel, width_in: float) -> float:
             entries = len(panel.lines) if panel.names == "ends" else 0
             return max(2.5, min(4.0, 0.55 * width_in), 0.16 * min(entries, _MOST_AT_ENDS) + 0.9)
         case Intervals():
-            lines = sum(1 + _clean(row.label).count("\n") for row in panel.rows)
-            return max(1.5, _ROW_IN * max(len(panel.rows), 0.55 * lines) + 0.7)
+            most_lines = max(math.ceil(len(row.label) / _NAME_LETTERS) for row in panel.rows)
+            return max(1.5, max(_ROW_IN, 0.14 * most_lines) * len(panel.rows) + 0.7)
         case Points():
             return max(3.0, min(5.0, 0.6 * width_in))
         case HeatMap():

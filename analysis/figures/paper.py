@@ -47,8 +47,6 @@ class Paper:
     def picture(self, name: str, asked: Asked) -> Picture:
         """The figure of this name. Raises ConfigError where the paper prints no numbers of it, or not what is asked."""
         figure = FIGURES[name]
-        if asked.cost is not None:
-            raise ConfigError(f"--cost {asked.cost}: expected --kind pareto with it")
         if not figure.printed:
             raise ConfigError(
                 f"{name}: paper: not printed, the figure is a picture without numbers. Of our own runs: "
@@ -75,7 +73,6 @@ class Paper:
         for label, row in rows:
             speeds = [value.mean for length in LENGTHS if (value := self._source.value(row, THROUGHPUT[length]))]
             quality = self._rows.entry(Row("9", label + ("" if label == "Llama" else EQUAL_FLOPS))).printed
-            key = next(key for key, one in MEASURED.items() if one is measured)
             points.append(
                 Point(
                     label=within_family(label),
@@ -83,7 +80,7 @@ class Paper:
                     look=looks[family_of(label)],
                     n=1,
                     x=math.fsum(speeds) / len(speeds),
-                    y=float(quality[key]),
+                    y=float(quality[_key(measured)]),
                 )
             )
         gap, line = self._noise("1B", measured)

@@ -243,6 +243,7 @@ def test_a_single_point_and_a_flat_line_can_be_drawn(tmp_path: Path) -> None:
 def test_too_narrow_a_page_is_an_error_of_the_user(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"--width 0\.5"):
         write(picture(lines(("a rather long name of a row", "two"))), tmp_path, formats=("svg",), width_in=0.5)
+    assert not list(tmp_path.iterdir())
 
 
 def test_lines_are_told_apart_without_colour() -> None:
