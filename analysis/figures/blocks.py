@@ -40,7 +40,7 @@ def weights_picture(ours: Ours) -> Picture:
         "The gate g of a block, a mean over held-out tokens: attention's weight, Mamba's being 1 - g.",
         band_line([curve for _, _, curve in found]),
         not_drawn_line(len(found) - MOST_LINES),
-        without_line(results, wanted, [group for _, group, _ in found], "gates"),
+        without_line(results, wanted, [group for _, group, _ in found], "recorded weights of modules"),
     ]
     panel = Lines(
         x=Axis(label="layer", format="whole"),

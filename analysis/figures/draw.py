@@ -381,9 +381,10 @@ def _draw_lines(axes: "Axes", panel: Lines, after: list[Callable[[], None]], roo
             continue
         if panel.points or len(line.x) == 1:
             style |= {"marker": marker, "markersize": 4}
-        if line.low and panel.spread == "band":
+        bars = panel.spread == "bars" or len(line.x) == 1
+        if line.low and not bars:
             axes.fill_between(line.x, line.low, line.high, color=colour, alpha=0.18, linewidth=0)
-        if line.low and panel.spread == "bars":
+        if line.low and bars:
             below = [y - low for y, low in zip(line.y, line.low, strict=True)]
             above = [high - y for y, high in zip(line.y, line.high, strict=True)]
             axes.errorbar(line.x, line.y, yerr=(below, above), capsize=2.5, elinewidth=1, **style)
@@ -881,7 +882,7 @@ def _ink(colour: str) -> str:
 
 def _clean(text: str) -> str:
     """Without what no font, or no XML, has a sign for."""
-    return "".join(c if c.isprintable() or c in "\n " else "\ufffd" for c in text)
+    return "".join(c if c.isprintable() or c in "\n\u00a0" else "\ufffd" for c in text)
 
 
 def _wrapped(figure: "Figure", text: str, width_in: float, size: float, weight: str = "normal") -> str:

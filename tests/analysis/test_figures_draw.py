@@ -192,6 +192,14 @@ def test_the_float_compiles_with_any_words_and_the_pdf_in_it(tmp_path: Path) -> 
     assert (tmp_path / "d.pdf").stat().st_size > 10_000
 
 
+def test_axes_say_which_way_is_better(tmp_path: Path) -> None:
+    write(picture(points(("one", "two"))), tmp_path, formats=("svg",))
+    written = (tmp_path / "p.svg").read_text()
+    assert ">cost\u00a0↓<" in written
+    assert ">loss\u00a0↓<" in written
+    assert "\ufffd" not in written
+
+
 # --- names --------------------------------------------------------------------------------------
 
 

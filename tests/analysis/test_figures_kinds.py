@@ -200,7 +200,7 @@ def test_weights_of_modules_are_drawn_of_the_rows_that_have_gates(evaluated: Any
     (line,) = only(picture, Lines).lines
     assert (line.label, line.x) == ("Inter-H 1:1", (2, 4))
     assert line.y == pytest.approx((0.43, 0.7))
-    assert "have no gates: Llama, Mamba, Inter-H 1:3" in words(picture)
+    assert "have no recorded weights of modules: Llama, Mamba, Inter-H 1:3" in words(picture)
 
 
 def test_an_index_gives_the_same_figures_as_the_store(evaluated: Any) -> None:
