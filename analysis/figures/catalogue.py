@@ -41,7 +41,7 @@ FIGURES: Final[Mapping[str, PaperFigure]] = {
         what="training cost: FLOPs, speed, memory",
         kind="training-cost",
         sweep="table2",
-        printed="FLOPs alone: they follow from the models",
+        printed="FLOPs, computed",
         rows=_FIVE,
         also=("training-cost",),
     ),
@@ -57,7 +57,7 @@ FIGURES: Final[Mapping[str, PaperFigure]] = {
         what="decoding cache against the length",
         kind="cache",
         sweep="table2",
-        printed="computed from the models; v3, Table 9 at 8K",
+        printed="computed; v3, Table 9",
         rows=_FIVE,
         also=("cache",),
     ),
@@ -78,20 +78,20 @@ FIGURES: Final[Mapping[str, PaperFigure]] = {
         also=("needle",),
     ),
     "fig8": PaperFigure(
-        what="attention's weight in gated intra-hybrid blocks, by layer",
+        what="attention's weight in gated blocks, by layer",
         kind="weights",
         sweep="table5",
         printed="",
         also=("weights",),
     ),
     "positions": PaperFigure(
-        what="where attention stands among Mamba blocks (beside Table 4)",
+        what="where attention stands among Mamba (beside Table 4)",
         kind="positions",
         sweep="placement",
         printed="v3, Table 17",
     ),
     "dimensions": PaperFigure(
-        what="dimension ratio inside the intra-hybrid block (beside Table 5)",
+        what="dimension ratio of intra-hybrid blocks (beside Table 5)",
         kind="dimensions",
         sweep="dims",
         printed="v3, Table 20",
@@ -141,7 +141,7 @@ def listing() -> str:
     rows = [
         (key, ", ".join(figure.also), figure.what, figure.printed or "not printed") for key, figure in FIGURES.items()
     ]
-    header = ("figure", "also called", "what", "the paper prints")
+    header = ("figure", "also called", "what", "paper")
     widths = [max(len(row[i]) for row in (header, *rows)) for i in range(3)]
     lines = [
         "  ".join((*(cell.ljust(width) for cell, width in zip(row[:3], widths, strict=True)), row[3])).rstrip()

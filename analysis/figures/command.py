@@ -34,9 +34,9 @@ ABOUT: Final = f"""\
 Draw a figure: of a request, or one of the paper's from our runs or from what it prints.
 
 A request is drawn as its data allow: survival curves for a probe, else loss curves with a band over seeds and the final
-losses with their intervals. --kind asks for another: {", ".join(KINDS[:7])},
-{", ".join(KINDS[7:])}. What no run has recorded is named, with what would record it;
-nothing is drawn of it.
+losses with their intervals. --kind asks for another: {", ".join(KINDS[:6])},
+{", ".join(KINDS[6:])}. `figures list` says what each is.
+What no run has recorded is named, with what would record it; nothing is drawn of it.
 
 The paper's figures, from the request of their sweep (overrides such as scale=toy say which) or, with --source paper,
 from printed numbers:
@@ -115,7 +115,10 @@ def run(args: argparse.Namespace, load: Loader) -> list[Path]:
     """
     _check(args)
     if args.request == LIST:
-        sys.stdout.write(listing())
+        from analysis.figures.kinds import KINDS as MAKERS
+
+        kinds = [f"{name:<{max(map(len, MAKERS))}}  {kind.what}\n" for name, kind in MAKERS.items()]
+        sys.stdout.write("".join([listing(), "\nkinds of figure of any request (--kind):\n", *kinds]))
         return []
     from analysis.figures.ours import Asked
 

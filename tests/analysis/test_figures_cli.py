@@ -40,11 +40,13 @@ def test_all_of_a_store_without_any_of_them_is_an_error(text: Any, capsys: pytes
     assert capsys.readouterr().err.count("no such request") == 11
 
 
-def test_list_names_every_figure(capsys: pytest.CaptureFixture[str]) -> None:
+def test_list_names_every_figure_and_every_kind(capsys: pytest.CaptureFixture[str]) -> None:
     assert figures("list") == 0
     printed = capsys.readouterr().out
     assert "fig4" in printed
     assert "not printed" in printed
+    assert "\npareto " in printed
+    assert all(len(line) <= 120 for line in printed.splitlines())
 
 
 def test_a_kind_is_asked_of_any_request_and_names_the_files(text: Any, tmp_path: Path) -> None:
