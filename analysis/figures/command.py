@@ -34,8 +34,8 @@ ABOUT: Final = f"""\
 Draw a figure: of a request, or one of the paper's from our runs or from what it prints.
 
 A request is drawn as its data allow: survival curves for a probe, else loss curves with a band over seeds and the final
-losses with their intervals. --kind asks for another: {", ".join(KINDS[:6])},
-{", ".join(KINDS[6:])}. `figures list` says what each is.
+losses with their intervals. --kind asks for another: {", ".join(KINDS[:5])},
+{", ".join(KINDS[5:])}. `figures list` says what each is.
 What no run has recorded is named, with what would record it; nothing is drawn of it.
 
 The paper's figures, from the request of their sweep (overrides such as scale=toy say which) or, with --source paper,

@@ -29,7 +29,7 @@ from analysis.figures.recorded import (
     series_of,
 )
 from analysis.load import Group
-from analysis.tables.words import listed
+from analysis.tables.words import count, listed
 from hybrid.cost import paper_block_cache_bytes
 from hybrid.spec import ConfigError, ModelSpec
 
@@ -150,12 +150,13 @@ def needle_picture(ours: Ours) -> Picture:
     """Needles found by depth and length, a heat map a row (Figure 4)."""
     results = ours.results
     wanted = ours.wanted
-    maps = []
+    maps, other_grids = [], 0
     for group in results.groups:
         grids = [grid for cell in group.done if (grid := needle_of(cell)) is not None] if wanted(group) else []
         if not grids:
             continue
         same = [grid for grid in grids if (grid.lengths, grid.depths) == (grids[0].lengths, grids[0].depths)]
+        other_grids += len(grids) - len(same)
         maps.append(
             (
                 group,
@@ -182,6 +183,7 @@ def needle_picture(ours: Ours) -> Picture:
     several = max(len(group.done) for group, _ in shown) > 1
     how = [
         "Mean over the seeds of a row." if several else "One seed a row.",
+        f"Not drawn: {count(other_grids, 'run')} with other lengths or depths." if other_grids else "",
         "Dashed: the training length." if shown[0][1].upright else "",
         "Crossed out: not recorded." if any(v is None for _, m in shown for row in m.values for v in row) else "",
         f"{len(maps) - MOST_MAPS} more rows are not drawn: choose with --rows." if len(maps) > MOST_MAPS else "",

@@ -195,6 +195,19 @@ def test_needles_that_no_seed_has_stay_empty(book: Any) -> None:
     assert "Crossed out: not recorded." in picture.caption
 
 
+def test_needles_at_other_lengths_are_left_out_and_counted(book: Any) -> None:
+    for seed in (1, 2):
+        spec = book.spec("AAAA", seed, probe=False)
+        book.cell(spec, "a", seed)
+        book.record(spec, val_loss_nats=1.0)
+        grid = {"lengths": [1, 1 + seed], "depths_percent": [0], "accuracy_percent": [[40.0 * seed, 50.0]]}
+        evaluate(book, spec, "needle", grid)
+    book.request("demo_text")
+    picture = made(book, "needle")
+    assert only(picture, HeatMap).values == ((40.0, 50.0),)
+    assert "Not drawn: 1 run with other lengths or depths." in picture.caption
+
+
 def test_weights_of_modules_are_drawn_of_the_rows_that_have_gates(evaluated: Any) -> None:
     picture = made(evaluated, "weights")
     (line,) = only(picture, Lines).lines
