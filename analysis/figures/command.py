@@ -35,8 +35,8 @@ Draw a figure: of a request, or one of the paper's from our runs or from what it
 
 A request is drawn as its data allow: survival curves for a probe, else loss curves with a band over seeds and the final
 losses with their intervals. --kind asks for another: {", ".join(KINDS[:5])},
-{", ".join(KINDS[5:])}. `figures list` says what each is.
-What no run has recorded is named, with what would record it; nothing is drawn of it.
+{", ".join(KINDS[5:])}.
+`figures list` says what each is. What no run has recorded is named, with what would record it, and not drawn.
 
 The paper's figures, from the request of their sweep (overrides such as scale=toy say which) or, with --source paper,
 from printed numbers:
