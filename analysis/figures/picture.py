@@ -1,4 +1,4 @@
-"""A figure as data: panels of numbers with their words. `draw` gives it its looks, `json` is it as it stands."""
+"""A figure as data: panels of numbers with their words. `draw` gives it its looks, or writes it as it stands (JSON)."""
 
 from dataclasses import dataclass
 from typing import Final, Literal, final

@@ -16,8 +16,10 @@ from typing import Any
 
 import pytest
 
-from analysis.figures.draw import COLOURS, DASHES, FORMATS, MARKERS, _figure, _look, _style, as_float, write
+from analysis.figures.draw import FORMATS, as_float, style, write
 from analysis.figures.labels import Box, beside, beside_with_room, spread, within
+from analysis.figures.looks import COLOURS, DASHES, MARKERS, look
+from analysis.figures.page import figure_of
 from analysis.figures.picture import (
     MOST_LINES,
     Axis,
@@ -255,7 +257,7 @@ def test_too_narrow_a_page_is_an_error_of_the_user(tmp_path: Path) -> None:
 
 
 def test_lines_are_told_apart_without_colour() -> None:
-    looks = [_look(i) for i in range(len(COLOURS) * len(DASHES))]
+    looks = [look(i) for i in range(len(COLOURS) * len(DASHES))]
     assert len({(colour, str(dashes)) for colour, dashes, _ in looks}) == len(looks)
     for a, b in itertools.pairwise(looks):
         assert a[0] != b[0]
@@ -285,8 +287,8 @@ def test_the_front_is_drawn_in_steps_that_hold_what_can_be_had() -> None:
             points=made,
             front=(0, 1),
         )
-        with _style():
-            figure = _figure(picture(panel), 7.0, True)
+        with style():
+            figure = figure_of(picture(panel), 7.0, True)
             (steps,) = [one for one in figure.axes[0].lines if one.get_linewidth() == 3]
         # Where less cost is better, the quality of the cheaper row holds up to the next one's cost.
         assert steps.get_drawstyle() == drawn
@@ -295,8 +297,8 @@ def test_the_front_is_drawn_in_steps_that_hold_what_can_be_had() -> None:
 def test_end_labels_of_lines_that_end_together_do_not_touch() -> None:
     labels = tuple(f"a row of number {i}" for i in range(10))
     panel = Lines(x=Axis(label="x"), y=Axis(label="y"), lines=tuple(line(label, i) for i, label in enumerate(labels)))
-    with _style():
-        figure = _figure(picture(panel), 7.0, True)
+    with style():
+        figure = figure_of(picture(panel), 7.0, True)
         renderer = figure.canvas.get_renderer()  # type: ignore[attr-defined]
         boxes = [text.get_window_extent(renderer) for text in figure.axes[0].texts if text.get_text() in labels]
     assert len(boxes) == 10
@@ -307,10 +309,10 @@ def test_words_stay_on_the_page_and_off_the_panels() -> None:
     for width in (3.0, 7.0):
         for panel in every_panel(("one", "a longer name of a row", "three")):
             long = "a label that says very much of what is measured on this axis, and then some"
-            with _style():
+            with style():
                 panel = replace(panel, x=replace(panel.x, label=long))  # type: ignore[type-var]
                 drawn = picture(panel, title="A title " * 12, caption=("A caption of some length. " * 12,))
-                figure = _figure(drawn, width, True)
+                figure = figure_of(drawn, width, True)
                 renderer = figure.canvas.get_renderer()  # type: ignore[attr-defined]
                 page = figure.bbox
                 for text in figure.texts:
