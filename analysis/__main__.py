@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from analysis.claims import command as claims_command
+from analysis.figures import command as figures_command
 from analysis.report import command as report_command
 from hybrid.spec import ConfigError
 
@@ -47,6 +48,7 @@ examples:
   python -m analysis tables demo --check report         exit code 1, and a diff, if report/ is not what comes out now
   python -m analysis tables demo --format json | jq .   unrounded numbers for another program
   python -m analysis figures demo --out report          the figure alone
+  python -m analysis figures fig1b --source paper       a figure of the paper, of what it prints
   python -m analysis claims                             the paper's claims, judged by its own printed numbers
   python -m analysis reference                          the paper's printed costs beside those of our specs
 
@@ -147,19 +149,20 @@ def _parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentPars
     )
     figures = subparsers.add_parser(
         "figures",
-        help="draw the figure of a request",
-        description="Draw survival curves for a probe, else loss curves with a band over seeds.",
+        help="draw a figure of a request, or one of the paper's",
+        description=figures_command.about(),
+        epilog=figures_command.EXAMPLES,
         formatter_class=form,
         allow_abbrev=False,
     )
-    for command in (tables, figures):
-        command.add_argument("request", metavar="REQUEST", help="a sweep's name, or `latest`")
-        command.add_argument(
-            "overrides", metavar="OVERRIDE", nargs="*", help="the overrides it was asked for with, in any order"
-        )
-        command.add_argument(
-            "--store", metavar="DIR", type=Path, help="where the results are (default: $HYBRID_STORE, else ./store)"
-        )
+    figures_command.add_arguments(figures)
+    tables.add_argument("request", metavar="REQUEST", help="a sweep's name, or `latest`")
+    tables.add_argument(
+        "overrides", metavar="OVERRIDE", nargs="*", help="the overrides it was asked for with, in any order"
+    )
+    tables.add_argument(
+        "--store", metavar="DIR", type=Path, help="where the results are (default: $HYBRID_STORE, else ./store)"
+    )
     tables.add_argument("--format", choices=FORMATS, default="markdown", help="what to print (default: markdown)")
     tables.add_argument("--out", metavar="DIR", type=Path, help="also write all formats and the figure here")
     _add_table_options(tables)
@@ -184,7 +187,6 @@ def _parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentPars
     tables.add_argument(
         "--figure", action=argparse.BooleanOptionalAction, help="draw the figure too (default: if --out is given)"
     )
-    figures.add_argument("--out", metavar="DIR", type=Path, default=Path(), help="where to write (default: here)")
     claims = subparsers.add_parser(
         "claims",
         help="judge the paper's claims, by its numbers or by ours",
@@ -284,7 +286,7 @@ def _made(args: argparse.Namespace) -> "tuple[tuple[Table[Any], ...], tuple[Resu
             missing = f"No run of ours: {args.request} was never asked for in the store {path}."
             return (reference_table(args.request, args.overrides, missing),), None
     try:
-        results, store = _load(args)
+        results, store = _load(path, args.request, args.overrides)
     except ConfigError as error:
         if args.request not in LAYOUTS:
             raise
@@ -302,8 +304,10 @@ def _made(args: argparse.Namespace) -> "tuple[tuple[Table[Any], ...], tuple[Resu
 
 
 def _figures(args: argparse.Namespace) -> None:
-    results, store = _load(args)
-    _say_where(_draw(results, store, args.out, optional=False))
+    def load(name: str, overrides: Sequence[str]) -> "tuple[Results, Store]":
+        return _load(_store_path(args), name, overrides)
+
+    _say_where(figures_command.run(args, load))
 
 
 def _claims(args: argparse.Namespace) -> None:
@@ -335,11 +339,11 @@ def _reference(args: argparse.Namespace) -> None:
     print(text, end="")
 
 
-def _load(args: argparse.Namespace) -> "tuple[Results, Store]":
+def _load(path: Path, name: str, overrides: Sequence[str]) -> "tuple[Results, Store]":
     from analysis.load import load, open_store, request_of
 
-    store = open_store(_store_path(args))
-    request = request_of(store, args.request, args.overrides)
+    store = open_store(path)
+    request = request_of(store, name, overrides)
     if len(request.all_cells) < MANY_CELLS:
         return load(store, request), store
     from sweeps.index import Index
@@ -364,7 +368,7 @@ def _margin(text: str) -> float:
 
 def _draw(results: "Results", store: "Store", directory: Path, *, optional: bool) -> list[Path]:
     """The figure's files; none, with a word on stderr, if it is optional and there is nothing to draw."""
-    from analysis.figures import write_figure
+    from analysis.figures.command import write_figure
 
     try:
         return list(write_figure(results, store.metrics, directory))

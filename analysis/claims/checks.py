@@ -13,17 +13,15 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Final, Literal, final
+from typing import Final, Literal, final
 
 from analysis import decide
 from analysis.claims.judge import Found, Judged, Used
 from analysis.claims.parts import ACCURACY, DCLM, LENGTHS, PG19, THROUGHPUT, Compare, Metric, Quoted, Row
 from analysis.claims.source import PrintedSource, Source, Value
+from analysis.claims.unequal import IMPLEMENTATION_FACTOR, Timed, Twins, allowed_tokens_per_s, unequal_twins
 from analysis.decide import Difference
 from hybrid.spec import ModelSpec, RunSpec
-
-if TYPE_CHECKING:
-    from hybrid.decode_cost import DecodeCost
 
 Kind = Literal[
     "against",
@@ -39,13 +37,8 @@ Kind = Literal[
     "remark",
 ]
 QUALITY: Final = (DCLM, PG19, ACCURACY)
-IMPLEMENTATION_FACTOR: Final = 2.0
 _SHOWN: Final = 3
 _TIE: Final = 1e-9
-_BATCH: Final = 4  # sequences decoded at once in Table 13
-_PROMPT: Final = 512
-_EQUAL_ALLOWANCE: Final = math.log(1.1)
-_EQUAL_CACHE: Final = 1.5
 
 
 @final
@@ -105,7 +98,7 @@ class Checks:
 
     def __init__(self, source: Source) -> None:
         self._source = source
-        self._steps: dict[tuple[Row, int], DecodeCost] = {}
+        self._allowances: dict[tuple[Row, int], float] = {}
 
     def findings(self, judged: Judged) -> tuple[Finding, ...]:
         found = [result for result in judged.found if result.estimate is not None]
@@ -405,64 +398,32 @@ class Checks:
 
     def _unequal_twins(self) -> Iterable[Finding]:
         """Of all rows with throughput, the two of like caches that should be as fast as each other and are least so."""
-        worst: tuple[float, Row, Row, int] | None = None
-        rows = self._source.rows.of("13")
-        for length in LENGTHS:
-            known = [(row, v.mean) for row in rows if (v := self._source.value(row, THROUGHPUT[length])) is not None]
-            for slow, slow_value in known:
-                for fast, fast_value in known:
-                    allowed = math.log(self._allowed(fast, length) / self._allowed(slow, length))
-                    measured = math.log(fast_value / slow_value)
-                    sizes = self._cache_bytes(fast, length), self._cache_bytes(slow, length)
-                    alike = abs(allowed) <= _EQUAL_ALLOWANCE and max(sizes) <= _EQUAL_CACHE * min(sizes)
-                    if alike and (worst is None or measured > worst[0]):
-                        worst = (measured, slow, fast, length)
-        if worst is None or math.exp(worst[0]) < IMPLEMENTATION_FACTOR:
+        twins = self._twins
+        if twins is None:
             return
-        measured, slow, fast, length = worst
-        values = [self._source.value(row, THROUGHPUT[length]) for row in (slow, fast)]
-        caches = [round(self._cache_bytes(row, length) / 2**20, 1) for row in (slow, fast)]
-        means = [value.mean for value in values if value is not None]
-        allowed_by = [self._allowed(row, length) for row in (slow, fast)]
         yield Finding(
             kind="implementation",
-            text=f"{slow.label}, whose cache is {caches[0]:.0f} MiB, is measured at {means[0]:.0f} tokens/s "
-            f"at {length // 1024}K and {fast.label}, with {caches[1]:.0f} MiB, at {means[1]:.0f}, "
-            f"{math.exp(measured):.1f} times as fast; what they move and compute would allow "
-            f"{allowed_by[1] / allowed_by[0]:.2f} times",
+            text=str(twins),
             numbers=tuple(
                 {
-                    "row": str(row),
-                    "length": length,
-                    "tokens/s": mean,
-                    "allowed tokens/s": round(allow),
-                    "cache MiB": mib,
+                    "row": side.row.name,
+                    "length": twins.length,
+                    "tokens/s": side.tokens_per_s,
+                    "allowed tokens/s": round(side.allowed_tokens_per_s),
+                    "cache MiB": side.cache_mib,
                 }
-                for row, mean, allow, mib in zip((slow, fast), means, allowed_by, caches, strict=True)
+                for side in (twins.slow, twins.fast)
             ),
         )
 
+    @cached_property
+    def _twins(self) -> Twins | None:
+        return unequal_twins(timed_rows(self._source))
+
     def _allowed(self, row: Row, length: int) -> float:
-        """Tokens a second that the roofline of an H200 allows in the middle of generation, from the prompt on."""
-        from hybrid.decode_cost import H200_SXM, roofline
-
-        return _BATCH / roofline(self._step(row, length), H200_SXM).time_s
-
-    def _step(self, row: Row, length: int) -> "DecodeCost":
-        from hybrid.decode_cost import decode_cost
-
-        if (row, length) not in self._steps:
-            model = self._source.rows.run(row).model
-            middle = (_PROMPT + length) // 2
-            self._steps[row, length] = decode_cost(model, batch=_BATCH, length=middle, element_bytes=2)
-        return self._steps[row, length]
-
-    def _cache_bytes(self, row: Row, length: int) -> int:
-        """In the middle of generation, in the paper's convention."""
-        from hybrid.cost import paper_block_cache_bytes
-
-        model = self._source.rows.run(row).model
-        return sum(paper_block_cache_bytes(block, model.d_model, (_PROMPT + length) // 2) for block in model.blocks)
+        if (row, length) not in self._allowances:
+            self._allowances[row, length] = allowed_tokens_per_s(self._source.rows.run(row).model, length)
+        return self._allowances[row, length]
 
     # --- quoted sizes -------------------------------------------------------------------------------
 
@@ -497,6 +458,16 @@ class Checks:
         return _Pair(
             better=better, worse=worse, values=(a.mean, b.mean), metric=metric, claimed=sign * (a.mean - b.mean)
         )
+
+
+def timed_rows(source: Source) -> tuple[Timed, ...]:
+    """The rows of Table 13 that have a throughput by this source."""
+    found = []
+    for row in source.rows.of("13"):
+        speeds = {n: value.mean for n in LENGTHS if (value := source.value(row, THROUGHPUT[n])) is not None}
+        if speeds:
+            found.append(Timed(name=str(row), label=row.label, model=source.rows.run(row).model, tokens_per_s=speeds))
+    return tuple(found)
 
 
 def _on_the_worse_side(found: Found) -> bool:

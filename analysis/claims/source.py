@@ -360,14 +360,14 @@ class StoreSource(Source):
         found = []
         for cell in cells:
             number = cell.metrics.get(metric.recorded, cell.provenance.get(metric.recorded))
-            if isinstance(number, int | float) and 0 < number < math.inf and _device_of(cell) == self._device:
+            if isinstance(number, int | float) and 0 < number < math.inf and device_of(cell) == self._device:
                 found.append(float(number))
         return found
 
     @cached_property
     def _device(self) -> object:
         cells = [cell for row in self.rows if (group := self._group(row)) is not None for cell in group.done]
-        counts = Counter(_device_of(cell) for cell in {cell.run_id: cell for cell in cells}.values())
+        counts = Counter(device_of(cell) for cell in {cell.run_id: cell for cell in cells}.values())
         return counts.most_common(1)[0][0] if counts else None
 
     def _group(self, row: Row) -> Group | None:
@@ -402,7 +402,8 @@ def _of_the_runs(request: Request) -> tuple[str, ...]:
     return tuple(sorted(text for text in request.overrides if not text.startswith(_NOT_THE_RUNS)))
 
 
-def _device_of(cell: CellResult) -> object:
+def device_of(cell: CellResult) -> object:
+    """What a run was made on, as well as its record says."""
     return cell.provenance.get("device_name") or cell.provenance.get("processor") or cell.provenance.get("device")
 
 

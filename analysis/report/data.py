@@ -10,9 +10,10 @@ from typing import Any, Final, Literal, final
 
 from analysis import stats
 from analysis.contrasts import rank
+from analysis.figures.numbers import Metrics
 from analysis.load import STATUS_WORDS, Group, Results, load
 from analysis.report.cost import cost_table
-from analysis.report.plots import Metrics, Plot, plots
+from analysis.report.plots import Plot, plots
 from analysis.report.runs import Fact, Failure, code_note, facts, failures, runs_table
 from analysis.tables import LAYOUTS, Table, build_tables, metric_header, metric_of, show, solved
 from analysis.tables.probe import SOLVED

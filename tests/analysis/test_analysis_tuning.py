@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from analysis.figures import write_figure
+from analysis.figures.command import write_figure
 from analysis.load import Results, load
 from analysis.render import render
 from analysis.tables import Table, build_tables

@@ -15,11 +15,11 @@ from typing import Any
 import pytest
 
 from analysis.__main__ import main
+from analysis.figures.numbers import MOST_POINTS, curve_of, pareto_front
 from analysis.load import load
 from analysis.report.cost import cost_table
 from analysis.report.data import Options, Report, report_of
 from analysis.report.page import json_text, page
-from analysis.report.plots import MOST_POINTS, curve_of, pareto_front
 from analysis.report.runs import failures
 from hybrid.decode import encode
 from sweeps.identity import run_id
@@ -514,7 +514,7 @@ def test_of_very_many_rows_those_on_the_front_stay(book: Any, monkeypatch: pytes
         return [[one["points"][i]["label"] for i in one["front"]] for one in pareto.data["choices"]]
 
     whole = fronts()
-    monkeypatch.setattr("analysis.report.plots.MOST_DOTS", 3)
+    monkeypatch.setattr("analysis.figures.numbers.MOST_DOTS", 3)
     assert fronts() == whole
     assert len(whole) == 2
 
