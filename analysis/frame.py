@@ -140,7 +140,7 @@ def _cells(index: Index, request: Request | str, overrides: Sequence[str]) -> "t
     """The cells of a request, with the runs that tuning chose."""
     if isinstance(request, str):
         request = find_request(index.store.requests(), request, overrides)
-    return settle(request, choose(request, index.store)).cells
+    return settle(request, choose(request, index)).cells
 
 
 def _told_of(cells: "Sequence[Cell]") -> dict[str, list[Any]]:
