@@ -4,6 +4,7 @@ What costs time to import is imported when called.
 """
 
 import argparse
+import gc
 import math
 import os
 import sys
@@ -27,6 +28,8 @@ REFERENCE_FORMATS: Final = ("text", "json", "md")
 DEFAULT_STORE: Final = "store"
 # From so many runs on the index pays, which holds those of the whole store.
 MANY_CELLS: Final = 200
+# Most of what is made here lives until the command is over: looked through for cycles seldom.
+_MANY_OBJECTS: Final = 100_000
 
 _ABOUT = """\
 What the results say. Reads a store, never writes to it, never trains.
@@ -105,6 +108,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from sweeps.store import StoreError
 
     code = 0
+    thresholds = gc.get_threshold()
+    gc.set_threshold(_MANY_OBJECTS, *thresholds[1:])
     try:
         if args.command == "tables":
             code = _tables(args)
@@ -128,6 +133,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
+    finally:
+        gc.set_threshold(*thresholds)
     return code
 
 
