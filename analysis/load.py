@@ -198,11 +198,22 @@ def find_request(requests: Sequence[Request], name: str, overrides: Sequence[str
 
 
 def request_of(store: Store, name: str, overrides: Sequence[str]) -> Request:
-    """The request that a user means, as `find_request` says; where none fits, the damaged ones are named too."""
+    """The request that a user means, as `find_request` says; where none fits, the damaged ones are named too.
+
+    Raises ConfigError for a damaged one, as far as it can be told that it is meant: the newest, or all of a name.
+    """
+    found = store.requests_by_file()
+    damaged = [one for one in found.values() if isinstance(one, StoreError)]
+    if name == LATEST and not overrides:
+        meant = list(found.values())[-1:]
+    else:
+        meant = [one for path, one in found.items() if path.parent.name == name]
+    if meant and all(isinstance(one, StoreError) for one in meant):
+        raise ConfigError(list(map(str, meant)))
     try:
-        return find_request(store.requests(), name, overrides)
+        return find_request([one for one in found.values() if isinstance(one, Request)], name, overrides)
     except ConfigError as error:
-        raise ConfigError([*error.problems, *store.damaged_requests()]) from None
+        raise ConfigError([*error.problems, *map(str, damaged)]) from None
 
 
 def load(store: Records, request: Request) -> Results:

@@ -54,6 +54,7 @@ FinalStatus = Literal["done", "diverged"]
 FINAL: tuple[FinalStatus, ...] = ("done", "diverged")
 RESUMABLE_CLASSES = ("preempted", "cancelled", "timeout", "node_fail")
 _POINT = re.compile(r"step(\d{8,})\.json")
+_ID = re.compile(r"[0-9a-f]{12}")
 
 
 class StoreError(RuntimeError):
@@ -682,50 +683,41 @@ class Store:
 
         Damaged ones are left out; `damaged_requests` names them.
         """
-        names = [sweep] if sweep is not None else sorted(e.name for e in _entries(self.root / "requests"))
-        entries = [entry for name in names for entry in _entries(self.requests_dir(name))]
-        entries = [entry for entry in entries if entry.name.endswith(".json") and not entry.name.startswith(".")]
-        found = []
-        for entry in sorted(entries, key=lambda entry: (entry.stat().st_mtime_ns, entry.path)):
-            with contextlib.suppress(StoreError):
-                found.append(self._request(Path(entry.path)))
+        return [found for found in self.requests_by_file(sweep).values() if isinstance(found, Request)]
+
+    def damaged_requests(self) -> list[str]:
+        """What is wrong with each request that cannot be read, and what would do."""
+        return [str(found) for found in self.requests_by_file().values() if isinstance(found, StoreError)]
+
+    def requests_by_file(self, sweep: str | None = None) -> dict[Path, Request | StoreError]:
+        """As `requests`, with what is wrong with the damaged ones in their places."""
+        found: dict[Path, Request | StoreError] = {}
+        for entry in sorted(self._request_entries(sweep), key=lambda entry: (entry.stat().st_mtime_ns, entry.path)):
+            path = Path(entry.path)
+            try:
+                found[path] = self._request(path)
+            except StoreError as error:
+                found[path] = error
         return found
 
     def request_files(self) -> list[str]:
         """The paths of the stored requests, damaged ones too, in order."""
-        directories = _entries(self.root / "requests")
-        entries = [entry for directory in directories for entry in _entries(Path(directory.path))]
-        return sorted(entry.path for entry in entries if entry.name.endswith(".json") and entry.name[0] != ".")
+        return sorted(entry.path for entry in self._request_entries(None))
 
-    def damaged_requests(self) -> list[str]:
-        """What is wrong with each request that cannot be read, and what would do."""
-        problems = []
-        for directory in _entries(self.root / "requests"):
-            for entry in _entries(Path(directory.path)):
-                try:
-                    if entry.name.endswith(".json") and not entry.name.startswith("."):
-                        self._request(Path(entry.path))
-                except StoreError as error:
-                    problems.append(str(error))
-        return problems
+    def _request_entries(self, sweep: str | None) -> Iterator["os.DirEntry[str]"]:
+        for name in [entry.name for entry in _entries(self.root / "requests")] if sweep is None else [sweep]:
+            for entry in _entries(self.requests_dir(name)):
+                if entry.name.endswith(".json") and not entry.name.startswith("."):
+                    yield entry
 
     def _request(self, path: Path) -> Request:
         content = self._record(path, "sweep", "overrides", "created_at", "report", "cells")
         if content is None:
             raise _damaged(path, "gone")
         try:
-            cells = tuple(map(_cell, content["cells"]))
-            tuning = tuple(map(_tuning, content.get("tuning", ())))
+            return _request(content)
         except (TypeError, KeyError, AttributeError) as error:
             raise _damaged(path, str(error)) from error
-        return Request(
-            sweep=content["sweep"],
-            overrides=tuple(content["overrides"]),
-            created_at=content["created_at"],
-            report=content["report"],
-            cells=cells,
-            tuning=tuning,
-        )
 
 
 def request_id(request: Request) -> str:
@@ -752,14 +744,62 @@ def _drop_empty(cell: dict[str, Any]) -> None:
             del cell[key]
 
 
+def _request(content: Mapping[str, Any]) -> Request:
+    """A request as it was written. Raises TypeError, KeyError and AttributeError for what is none."""
+    for key in ("sweep", "created_at"):
+        _expect(isinstance(content[key], str), key, content[key], "a text")
+    _expect(_are_texts(content["overrides"]), "overrides", content["overrides"], "a list of texts")
+    report = content["report"]
+    _expect(isinstance(report, dict), "report", report, "settings, such as a title")
+    for key, value in report.items():
+        _expect(isinstance(value, str) or _are_texts(value), f"report.{key}", value, "a text, or a list of them")
+    return Request(
+        sweep=content["sweep"],
+        overrides=tuple(content["overrides"]),
+        created_at=content["created_at"],
+        report=report,
+        cells=tuple(_cells(content["cells"], "cells")),
+        tuning=tuple(_tuning(tuning, f"tuning[{i}]") for i, tuning in enumerate(content.get("tuning", ()))),
+    )
+
+
+def _cells(contents: Iterable[Mapping[str, Any]], where: str) -> Iterator[Cell]:
+    for i, content in enumerate(contents):
+        try:
+            yield _cell(content)
+        except (TypeError, KeyError, AttributeError) as error:
+            raise TypeError(f"{where}[{i}]: {error}") from error
+
+
 def _cell(content: Mapping[str, Any]) -> Cell:
     candidates = tuple(Candidate(**candidate) for candidate in content.get("candidates", ()))
-    return Cell(**{**content, "candidates": candidates})
+    cell = Cell(**{**content, "candidates": candidates})
+    _expect(isinstance(cell.name, str), "name", cell.name, "a text")
+    _expect(isinstance(cell.row, str), "row", cell.row, "a text")
+    _expect(isinstance(cell.axes, dict), "axes", cell.axes, "settings")
+    _expect(isinstance(cell.tuned, dict), "tuned", cell.tuned, "settings")
+    _expect(cell.seed is None or isinstance(cell.seed, int), "seed", cell.seed, "a whole number")
+    for run_id in (cell.run_id, *(candidate.run_id for candidate in candidates)):
+        _expect(run_id is None or _is_id(run_id), "run_id", run_id, "12 hexadecimal digits")
+    return cell
 
 
-def _tuning(content: Mapping[str, Any]) -> Tuning:
+def _tuning(content: Mapping[str, Any], where: str) -> Tuning:
     settings = {key: tuple(values) for key, values in content["settings"].items()}
-    return Tuning(**{**content, "settings": settings, "cells": tuple(map(_cell, content["cells"]))})
+    return Tuning(**{**content, "settings": settings, "cells": tuple(_cells(content["cells"], f"{where}.cells"))})
+
+
+def _expect(fits: bool, where: str, got: object, expected: str) -> None:
+    if not fits:
+        raise TypeError(f"{where} = {got!r}: expected {expected}")
+
+
+def _are_texts(value: object) -> bool:
+    return isinstance(value, list) and all(isinstance(item, str) for item in value)
+
+
+def _is_id(value: object) -> bool:
+    return isinstance(value, str) and _ID.fullmatch(value) is not None
 
 
 _REMEDY = "expected a directory on a disk with room that you may write to; choose another with store.root=DIR"

@@ -152,7 +152,6 @@ def report_of(
 
 def _request(source: "Store | Index", store: Store, request: Request, options: Options) -> RequestReport:
     """What cannot be read of one request does not keep the others from being shown."""
-    given: object = request.report
     as_typed = textwrap.shorten(" ".join((request.sweep, *request.overrides)), _TITLE, placeholder=" ...")
     report = RequestReport(
         id=request_id(request),
@@ -162,9 +161,7 @@ def _request(source: "Store | Index", store: Store, request: Request, options: O
         asked_at=request.created_at[:19],
         commands=tuple(_commands(request, options)),
     )
-    if not isinstance(given, Mapping):
-        return replace(report, problem=f"its report is {given!r}: expected settings, such as a title")
-    report = replace(report, title=str(given.get("title") or as_typed))
+    report = replace(report, title=str(request.report.get("title") or as_typed))
     if not request.cells:
         return replace(report, problem="it has no cells")
     try:

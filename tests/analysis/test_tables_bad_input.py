@@ -63,6 +63,53 @@ def test_a_damaged_request_is_named_where_none_fits(book: Any, capsys: pytest.Ca
     assert str(path) in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"report": "hello"}, "report = 'hello': expected settings, such as a title"),
+        ({"report": {"caption": 5}}, "report.caption = 5: expected a text, or a list of them"),
+        ({"report": {"metric": ["a", {}]}}, "report.metric = ['a', {}]: expected a text"),
+        ({"overrides": "seed=1"}, "overrides = 'seed=1': expected a list of texts"),
+        ({"sweep": ["demo"]}, "sweep = ['demo']: expected a text"),
+        ({"cells": [{"name": "a"}]}, "cells[0]: "),
+        ({"cells": ["a"]}, "cells[0]: "),
+        ({"cells": 7}, "not iterable"),
+    ],
+)
+@pytest.mark.parametrize("name", ["demo", "latest"])
+def test_a_request_with_a_wrong_field_is_one_line_that_names_file_and_field(
+    book: Any, name: str, change: dict[str, Any], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    book.losses("a", "A", [1.5])
+    book.request("another")
+    book.losses("a", "AA", [1.5])
+    book.request()
+    path = next(path for path in map(Path, book.store.request_files()) if path.parent.name == "demo")
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    assert tables(book.store.root, name) == 2
+    (error,) = capsys.readouterr().err.splitlines()
+    assert error.startswith(f"error: {path}: damaged (")
+    assert said in error
+    assert tables(book.store.root, "another") == 0
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("run_id", "../../etc"), ("run_id", 5), ("axes", [1]), ("seed", "1"), ("row", None), ("name", 3), ("tuned", "x")],
+)
+def test_a_cell_with_a_wrong_field_is_named_by_its_number(
+    book: Any, field: str, value: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    book.losses("a", "A", [1.5, 1.6])
+    book.request()
+    (path,) = map(Path, book.store.request_files())
+    request = json.loads(path.read_text())
+    request["cells"][1][field] = value
+    path.write_text(json.dumps(request))
+    assert tables(book.store.root, "demo") == 2
+    assert f"{path}: damaged (cells[1]: {field} = {value!r}: expected " in capsys.readouterr().err
+
+
 def test_a_record_of_another_schema_is_a_line_and_a_note(text: Any, capsys: pytest.CaptureFixture[str]) -> None:
     request = find_request(text.store.requests(), "demo_text", ())
     path = text.store.record_path(request.cells[0].run_id)
