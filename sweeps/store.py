@@ -33,7 +33,7 @@ import re
 import socket
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
@@ -669,7 +669,7 @@ class Store:
 
     def publish_request(self, request: Request) -> Path:
         """Write a request down under the hash of what it asks for; asking for the same again keeps the first."""
-        content = _without_birth_values(asdict(request))
+        content = _as_written(request)
         path = self.root / "requests" / f"{request_id(request)}.json"
         make_dir(path.parent)
         if not publish(path, json.dumps({"schema": RECORD_SCHEMA, **content}, sort_keys=True) + "\n"):
@@ -722,26 +722,46 @@ class Store:
 
 def request_id(request: Request) -> str:
     """What a request is called in its store: `sweep/hash`, the hash of what it asks for."""
-    content = _without_birth_values(asdict(request))
-    asked = {key: value for key, value in content.items() if key != "created_at"}
+    asked = {key: value for key, value in _as_written(request).items() if key != "created_at"}
     return f"{request.sweep}/{digest(json.dumps(asked, sort_keys=True))}"
 
 
-def _without_birth_values(request: dict[str, Any]) -> dict[str, Any]:
-    """A request as it is written: what came later than the first stores is left out where there is none of it, so that
-    the same request keeps its name."""
-    for cell in request["cells"]:
-        _drop_empty(cell)
-    for tuning in request["tuning"]:
-        for cell in tuning["cells"]:
-            _drop_empty(cell)
-    return {key: value for key, value in request.items() if key != "tuning" or value}
+def _as_written(request: Request) -> dict[str, Any]:
+    """A request as plain data. What came later than the first stores is left out where there is none of it, so that the
+    same request keeps its name."""
+    content: dict[str, Any] = {
+        "sweep": request.sweep,
+        "overrides": request.overrides,
+        "created_at": request.created_at,
+        "report": request.report,
+        "cells": [_cell_as_written(cell) for cell in request.cells],
+    }
+    if request.tuning:
+        content["tuning"] = [
+            {
+                "settings": tuning.settings,
+                "per": tuning.per,
+                "metric": tuning.metric,
+                "cells": [_cell_as_written(cell) for cell in tuning.cells],
+            }
+            for tuning in request.tuning
+        ]
+    return content
 
 
-def _drop_empty(cell: dict[str, Any]) -> None:
-    for key in ("tuned", "candidates"):
-        if not cell[key]:
-            del cell[key]
+def _cell_as_written(cell: Cell) -> dict[str, Any]:
+    content: dict[str, Any] = {
+        "name": cell.name,
+        "row": cell.row,
+        "axes": cell.axes,
+        "seed": cell.seed,
+        "run_id": cell.run_id,
+    }
+    if cell.tuned:
+        content["tuned"] = cell.tuned
+    if cell.candidates:
+        content["candidates"] = [{"values": one.values, "run_id": one.run_id} for one in cell.candidates]
+    return content
 
 
 def _request(content: Mapping[str, Any]) -> Request:
