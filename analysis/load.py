@@ -5,7 +5,6 @@ cell: no row disappears.
 """
 
 import json
-import math
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -21,6 +20,7 @@ from sweeps.tune import Choices, choose, settle, status_of
 
 LATEST: Final = "latest"
 STATUS_WORDS: Final = {"new": "not started"}
+_LARGEST: Final = 1e150  # whose square is finite
 _JSON: Final = json.JSONEncoder(sort_keys=True, default=str)
 
 
@@ -57,9 +57,9 @@ class CellResult:
         return self.status == "diverged"
 
     def number(self, metric: str) -> float | None:
-        """The metric if it is a finite number, else None."""
+        """The metric if it is a number that can be reckoned with, else None."""
         value = self.metrics.get(metric)
-        if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
+        if not isinstance(value, int | float) or isinstance(value, bool) or not -_LARGEST < value < _LARGEST:
             return None
         return float(value)
 

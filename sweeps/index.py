@@ -48,7 +48,7 @@ from sweeps.store import RECORD_SCHEMA, Status, Store, StoreError, describe_os_e
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-_SCHEMA: Final = f"1.{RECORD_SCHEMA}"
+_SCHEMA: Final = f"2.{RECORD_SCHEMA}"  # 2: records are checked when they are read
 _RUNS: Final = "index.runs"
 _METRICS: Final = "index.metrics"
 _EVALS: Final = "evals"

@@ -32,7 +32,7 @@ import os
 import re
 import socket
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -440,7 +440,7 @@ class Store:
     def record(self, run_id: str) -> dict[str, Any] | None:
         """The run's record; None unless it is done or diverged. Raises StoreError where it is damaged or of a newer
         schema."""
-        return self._record(self.record_path(run_id), "run_id", "status", "metrics")
+        return self._checked(self.record_path(run_id), _check_record, run_id, "run_id", "status", "metrics")
 
     def publish_record(self, run_id: str, record: Mapping[str, Any]) -> bool:
         """Publish the record; False where another copy was first, whose record then stands."""
@@ -448,7 +448,7 @@ class Store:
 
     def eval_record(self, run_id: str, eval_id: str) -> dict[str, Any] | None:
         """An evaluation's record; None where it was not made."""
-        return self._record(self.eval_record_path(run_id, eval_id), "run_id", "metrics")
+        return self._checked(self.eval_record_path(run_id, eval_id), _check_eval_record, run_id, "run_id", "metrics")
 
     def eval_records(self, run_id: str) -> dict[str, dict[str, Any]]:
         """The records of the run's evaluations by their ids, in order; those that cannot be read are left out."""
@@ -477,6 +477,17 @@ class Store:
         missing = [key for key in needed if key not in record]
         if missing:
             raise _damaged(path, f"{', '.join(missing)} missing")
+        return record
+
+    def _checked(
+        self, path: Path, check: Callable[[Mapping[str, Any], str], None], run_id: str, *needed: str
+    ) -> dict[str, Any] | None:
+        record = self._record(path, *needed)
+        if record is not None:
+            try:
+                check(record, run_id)
+            except TypeError as error:
+                raise _damaged(path, str(error)) from error
         return record
 
     def find(self, prefix: str) -> str:
@@ -762,6 +773,35 @@ def _cell_as_written(cell: Cell) -> dict[str, Any]:
     if cell.candidates:
         content["candidates"] = [{"values": one.values, "run_id": one.run_id} for one in cell.candidates]
     return content
+
+
+def _check_record(record: Mapping[str, Any], run_id: str) -> None:
+    """Raises TypeError where a record of a run is not what those who read it count on."""
+    _expect(record["run_id"] == run_id, "run_id", record["run_id"], f"{run_id}, as its directory is called")
+    _expect(record["status"] in FINAL, "status", record["status"], " or ".join(FINAL))
+    _expect(isinstance(record["metrics"], dict), "metrics", record["metrics"], "metrics by name")
+    attempt, cost = record.get("attempt", 1), record.get("cost", {})
+    _expect(type(attempt) is int, "attempt", attempt, "a number")
+    _expect(isinstance(cost, dict), "cost", cost, "numbers by name")
+    for name, value in cost.items():
+        _expect(type(value) in (int, float), f"cost.{name}", value, "a number")
+    provenance = record.get("provenance", {})
+    _expect(isinstance(provenance, dict), "provenance", provenance, "facts by name")
+    for name in ("exec", "trunk"):
+        part = provenance.get(name)
+        _expect(part is None or isinstance(part, dict), f"provenance.{name}", part, "facts by name")
+    for name in ("host", "device", "device_name", "processor"):
+        word = provenance.get(name)
+        _expect(word is None or isinstance(word, str), f"provenance.{name}", word, "a text")
+
+
+def _check_eval_record(record: Mapping[str, Any], run_id: str) -> None:
+    """Raises TypeError where a record of an evaluation is not what those who read it count on."""
+    _expect(record["run_id"] == run_id, "run_id", record["run_id"], f"{run_id}, as its directory is called")
+    _expect(isinstance(record["metrics"], dict), "metrics", record["metrics"], "metrics by name")
+    of = record.get("eval", {})
+    _expect(isinstance(of, dict), "eval", of, "settings")
+    _expect(isinstance(of.get("kind", ""), str), "eval.kind", of.get("kind"), "a text")
 
 
 def _request(content: Mapping[str, Any]) -> Request:
