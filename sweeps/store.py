@@ -276,7 +276,7 @@ def _entries_of(lines: Iterable[str]) -> Iterator[dict[str, Any]]:
     for line in lines:
         try:
             entry = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
         if isinstance(entry, dict):
             yield entry
@@ -939,7 +939,7 @@ def read_json(path: Path) -> dict[str, Any] | None:
         value = json.loads(text)
         if not isinstance(value, dict):
             raise ValueError("not a JSON object")
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise _damaged(path, f"{error}; {len(text)} characters") from error
     return value
 

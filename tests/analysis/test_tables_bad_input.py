@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+import analysis.__main__ as command_line
 from analysis.__main__ import main
 from analysis.load import Results, find_request, load
 from analysis.render import render
@@ -121,6 +122,61 @@ def test_a_record_of_another_schema_is_a_line_and_a_note(text: Any, capsys: pyte
     assert "schema 2, this version reads schema 1" in out
 
 
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("run_id", "0" * 12),
+        ("status", "happy"),
+        ("status", ["done"]),
+        ("metrics", [1]),
+        ("metrics", None),
+        ("attempt", "first"),
+        ("cost", [1]),
+        ("cost", {"non_embedding_params": "many"}),
+        ("provenance", None),
+        ("provenance", {"host": {"name": "here"}}),
+        ("provenance", {"exec": "gpu"}),
+    ],
+)
+@pytest.mark.parametrize("many", [False, True])
+def test_a_record_with_a_wrong_field_is_damaged_and_the_field_is_named(
+    book: Any, field: str, value: Any, many: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(command_line, "MANY_CELLS", 1 if many else 1000)
+    book.losses("a", "A", [1.5, 1.6])
+    book.losses("b", "AA", [1.4, 1.5])
+    request = book.request()
+    path = book.store.record_path(request.cells[0].run_id)
+    path.write_text(json.dumps(json.loads(path.read_text()) | {field: value}))
+    assert tables(book.store.root, "demo") == 0
+    printed = capsys.readouterr()
+    assert "| 1 damaged " in printed.out
+    assert f"Unreadable: {path}: damaged ({field}" in printed.out.replace("\\", "")
+    assert printed.err == ""
+    out = book.store.root.parent / "report.html"
+    assert main(["report", "--claims", "none", "--out", str(out), "--store", str(book.store.root)]) == 0
+
+
+@pytest.mark.parametrize("content", ["[" * 100_000, '{"a":' * 100_000, "\ufeff{}", '{"schema": 1e999}'])
+def test_a_record_that_no_reader_gets_through_is_damaged(
+    book: Any, content: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    book.losses("a", "A", [1.5, 1.6])
+    book.store.record_path(book.request().cells[0].run_id).write_text(content)
+    assert tables(book.store.root, "demo") == 0
+    assert "1 damaged" in capsys.readouterr().out
+
+
+def test_an_evaluation_with_a_wrong_field_is_left_out(book: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    book.losses("a", "A", [1.5, 1.6])
+    run_id = book.request().cells[0].run_id
+    for i, change in enumerate(({"metrics": [1]}, {"eval": 3}, {"eval": {"kind": []}}, {"run_id": "x"})):
+        record = {"schema": 1, "run_id": run_id, "eval": {"kind": "nll"}, "metrics": {"loss_nats": 1.0}} | change
+        book.store.publish_eval_record(run_id, str(i) * 12, record)
+    assert tables(book.store.root, "demo", "--metric", "loss_nats") == 2
+    assert "metric = loss_nats: no run of this request has it" in capsys.readouterr().err
+
+
 def test_many_unreadable_records_are_counted(book: Any) -> None:
     for seed in range(1, 7):
         spec = book.spec("A", seed, probe=False)
@@ -134,7 +190,7 @@ def test_many_unreadable_records_are_counted(book: Any) -> None:
     assert "2 more records cannot be read." in table.footnotes
 
 
-@pytest.mark.parametrize("value", [math.nan, math.inf, None, "much", True])
+@pytest.mark.parametrize("value", [math.nan, math.inf, None, "much", True, 1e308, 10**400])
 def test_a_metric_that_is_no_number_is_in_no_mean_and_is_named(book: Any, value: Any) -> None:
     for seed, loss in enumerate([1.5, 1.7, value], start=1):
         spec = book.spec("A", seed, probe=False)
