@@ -308,14 +308,25 @@ def wreck(path: Path, how: str) -> None:
             content[-5] ^= 1
             path.write_bytes(content)
         case "another schema":
+            path.write_bytes(path.read_bytes().replace(f" {index._SCHEMA} ".encode(), b" 0.1 ", 1))
+        case "a header longer than any memory":
             first, rest = path.read_bytes().split(b"\n", 1)
-            path.write_bytes(first.replace(b" index 1.1 ", b" index 0.1 ") + b"\n" + rest)
+            *words, _, checksum = first.split()
+            path.write_bytes(b" ".join([*words, b"9" * 18, checksum]) + b"\n" + rest)
+        case "garbage":
+            path.write_bytes(bytes(range(256)) * 40)
         case "a directory":
             path.unlink()
             path.mkdir()
 
 
-@pytest.mark.parametrize("how", ["missing", "empty", "cut", "flipped", "another schema", "a directory"])
+@pytest.mark.parametrize(
+    "how",
+    [
+        *("missing", "empty", "cut", "flipped", "garbage"),
+        *("another schema", "a header longer than any memory", "a directory"),
+    ],
+)
 def test_an_index_in_any_state_is_made_again(kept: Kept, how: str, looked: list[str]) -> None:
     kept.finish(0, 1)
     kept.lines(0, [{"step": 1, "lr": 0.5}])
