@@ -26,8 +26,6 @@ LAYOUTS: Final = ("paper", "plain")
 SOURCES: Final = ("store", "paper")
 REFERENCE_FORMATS: Final = ("text", "json", "md")
 DEFAULT_STORE: Final = "store"
-# From so many runs on the index pays, which holds those of the whole store.
-MANY_CELLS: Final = 200
 # Most of what is made here lives until the command is over: looked through for cycles seldom.
 _MANY_OBJECTS: Final = 100_000
 
@@ -344,14 +342,11 @@ def _reference(args: argparse.Namespace) -> None:
 
 def _load(args: argparse.Namespace) -> "tuple[Results, Store]":
     from analysis.load import load, open_store, request_of
+    from sweeps.index import records_for
 
     store = open_store(_store_path(args))
     request = request_of(store, args.request, args.overrides)
-    if len(request.all_cells) < MANY_CELLS:
-        return load(store, request), store
-    from sweeps.index import Index
-
-    return load(Index(store), request), store
+    return load(records_for(store, len(request.all_cells)), request), store
 
 
 def _store_path(args: argparse.Namespace) -> Path:

@@ -54,6 +54,10 @@ _METRICS: Final = "index.metrics"
 _EVALS: Final = "evals"
 _SETTLED_S: Final = 10.0  # clocks of file systems tick in milliseconds, and those of hosts differ by little
 _ROOT: Final = Path(__file__).resolve().parent.parent
+FEWEST_RUNS: Final = 200
+"""Fewer runs than this are read from the store itself."""
+_LOOK_PER_READ: Final = 0.02  # how long a look at a run of the index takes, where reading a record takes 1
+_SHARDS_COUNTED: Final = 8
 _MANY_RUNS: Final = 1000  # read in a second or so
 _MAX_PROCESSES: Final = 8
 _ROWS_A_TABLE: Final = 4096  # a row is larger as a mapping than in columns
@@ -78,6 +82,21 @@ class _Stamp(NamedTuple):
     @property
     def record(self) -> tuple[int, int, int]:
         return self[3:]
+
+
+def records_for(store: Store, n_runs: int) -> "Store | Index":
+    """What tells soonest of so many runs: the store, which opens every record, or its index, which looks at every run
+    that the store has, whether it is asked for or not."""
+    if n_runs < FEWEST_RUNS or n_runs < _LOOK_PER_READ * _roughly_all_runs(store):
+        return store
+    return Index(store)
+
+
+def _roughly_all_runs(store: Store) -> float:
+    """How many runs there are, judged by a few shards: hashes fill them evenly."""
+    shards = _listed(store.root / RUNS)
+    some = shards[:_SHARDS_COUNTED]
+    return sum(len(_listed(shard.path)) for shard in some) * len(shards) / max(len(some), 1)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,10 +19,9 @@ from analysis.tables.probe import SOLVED
 from analysis.tables.words import NAMES_SHOWN, count, metric_better, show_p
 from hybrid.spec import ConfigError
 from sweeps.cells import UNNAMED
-from sweeps.index import Index
+from sweeps.index import Index, records_for
 from sweeps.store import Request, Store, StoreError, request_id
 
-MANY_CELLS: Final = 200
 _TITLE: Final = 90
 MOST_PARTS: Final = 40
 
@@ -135,8 +134,7 @@ def report_of(
 
     Raises ConfigError where an option of the tables fits none of the requests.
     """
-    many = sum(len(request.all_cells) for request in requests) >= MANY_CELLS
-    source: Store | Index = Index(store) if many else store
+    source = records_for(store, sum(len(request.all_cells) for request in requests))
     reports = tuple(_request(source, store, request, options) for request in requests)
     if options.words() and reports and all(report.problem for report in reports):
         raise ConfigError([f"{report.id}: {report.problem}" for report in reports])

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 
-import analysis.__main__ as command_line
 from analysis.__main__ import main
 from analysis.load import Results, find_request, load
 from analysis.render import render
@@ -142,7 +141,7 @@ def test_a_record_of_another_schema_is_a_line_and_a_note(text: Any, capsys: pyte
 def test_a_record_with_a_wrong_field_is_damaged_and_the_field_is_named(
     book: Any, field: str, value: Any, many: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(command_line, "MANY_CELLS", 1 if many else 1000)
+    monkeypatch.setattr("sweeps.index.FEWEST_RUNS", 1 if many else 1000)
     book.losses("a", "A", [1.5, 1.6])
     book.losses("b", "AA", [1.4, 1.5])
     request = book.request()

@@ -23,7 +23,7 @@ from sweeps.cells import CellRun, expand
 from sweeps.columns import ABSENT, DamagedColumnsError, concatenate, from_rows, read_columns, write_columns
 from sweeps.compose import Composer
 from sweeps.identity import run_id as identify
-from sweeps.index import Index
+from sweeps.index import Index, records_for
 from sweeps.store import RECORD_SCHEMA, Store, StoreError, make_dir
 
 HOUR_NS = 3600 * 10**9
@@ -290,6 +290,21 @@ def test_a_run_that_is_moved_away_is_gone(kept: Kept, tmp_path: Path, how: str) 
     found = kept.check()
     record = found.record(kept.ids[1])
     assert record is None if how != "replaced" else record["metrics"]["val_loss_nats"] == 7.5  # type: ignore[index]
+
+
+def test_few_runs_of_a_large_store_are_read_without_a_look_at_all_the_others(
+    kept: Kept, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept.finish(*range(9))
+    assert records_for(kept.store, 9) is kept.store
+    monkeypatch.setattr(index, "FEWEST_RUNS", 2)
+    assert records_for(kept.store, 1) is kept.store
+    assert isinstance(records_for(kept.store, 2), Index)
+    monkeypatch.setattr(index, "_LOOK_PER_READ", 0.5)
+    found = [isinstance(records_for(kept.store, n), Index) for n in range(2, 9)]
+    assert found == sorted(found)  # from some number on
+    assert (found[0], found[-1]) == (False, True)
+    assert records_for(Store(kept.store.root / "none"), 1) is not None
 
 
 # --- what may be wrong --------------------------------------------------------------------------
