@@ -215,7 +215,7 @@ def test_evaluations_and_unreadable_records_are_the_same_through_the_index(
 
 
 @pytest.mark.parametrize("name", ["demo", "no such request"])
-def test_the_collector_of_garbage_is_left_as_it_was(demo: Any, name: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_collector_of_garbage_is_left_as_it_was(demo: Any, name: str) -> None:
     before = gc.get_threshold()
     assert main(["tables", name, "--store", str(demo.store.root)]) == (0 if name == "demo" else 2)
     assert gc.get_threshold() == before
