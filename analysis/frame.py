@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from analysis.load import find_request, open_store
+from analysis.load import request_of, open_store
 from hybrid.cost import layout_of
 from hybrid.decode import decode, did_you_mean
 from hybrid.spec import ConfigError, ModelSpec
@@ -139,7 +139,7 @@ def _index(source: Source) -> Index:
 def _cells(index: Index, request: Request | str, overrides: Sequence[str]) -> "tuple[Cell, ...]":
     """The cells of a request, with the runs that tuning chose."""
     if isinstance(request, str):
-        request = find_request(index.store.requests(), request, overrides)
+        request = request_of(index.store, request, overrides)
     return settle(request, choose(request, index)).cells
 
 

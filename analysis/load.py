@@ -202,18 +202,22 @@ def request_of(store: Store, name: str, overrides: Sequence[str]) -> Request:
 
     Raises ConfigError for a damaged one, as far as it can be told that it is meant: the newest, or all of a name.
     """
-    found = store.requests_by_file()
-    damaged = [one for one in found.values() if isinstance(one, StoreError)]
     if name == LATEST and not overrides:
-        meant = list(found.values())[-1:]
-    else:
-        meant = [one for path, one in found.items() if path.parent.name == name]
-    if meant and all(isinstance(one, StoreError) for one in meant):
-        raise ConfigError(list(map(str, meant)))
+        try:
+            newest = store.newest_request()
+        except StoreError as error:
+            raise ConfigError(str(error)) from None
+        return newest or find_request((), name, overrides)
+    # Those of other sweeps may be large, and are read where it must be said what there is.
+    found = store.requests_by_file(name if name in store.sweeps() else None)
+    damaged = [str(one) for one in found.values() if isinstance(one, StoreError)]
+    there = [one for one in found.values() if isinstance(one, Request)]
+    if damaged and not there and name in store.sweeps():
+        raise ConfigError(damaged)
     try:
-        return find_request([one for one in found.values() if isinstance(one, Request)], name, overrides)
+        return find_request(there, name, overrides)
     except ConfigError as error:
-        raise ConfigError([*error.problems, *map(str, damaged)]) from None
+        raise ConfigError([*error.problems, *damaged]) from None
 
 
 def load(store: Records, request: Request) -> Results:

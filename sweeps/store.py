@@ -700,10 +700,19 @@ class Store:
         """What is wrong with each request that cannot be read, and what would do."""
         return [str(found) for found in self.requests_by_file().values() if isinstance(found, StoreError)]
 
+    def sweeps(self) -> list[str]:
+        """The sweeps that were asked for, by name."""
+        return sorted(entry.name for entry in _entries(self.root / "requests"))
+
+    def newest_request(self) -> Request | None:
+        """The request that was last asked for; None where there is none. Raises StoreError where it is damaged."""
+        newest = max(self._request_entries(None), key=_when_asked, default=None)
+        return None if newest is None else self._request(Path(newest.path))
+
     def requests_by_file(self, sweep: str | None = None) -> dict[Path, Request | StoreError]:
         """As `requests`, with what is wrong with the damaged ones in their places."""
         found: dict[Path, Request | StoreError] = {}
-        for entry in sorted(self._request_entries(sweep), key=lambda entry: (entry.stat().st_mtime_ns, entry.path)):
+        for entry in sorted(self._request_entries(sweep), key=_when_asked):
             path = Path(entry.path)
             try:
                 found[path] = self._request(path)
@@ -716,7 +725,7 @@ class Store:
         return sorted(entry.path for entry in self._request_entries(None))
 
     def _request_entries(self, sweep: str | None) -> Iterator["os.DirEntry[str]"]:
-        for name in [entry.name for entry in _entries(self.root / "requests")] if sweep is None else [sweep]:
+        for name in self.sweeps() if sweep is None else [sweep]:
             for entry in _entries(self.requests_dir(name)):
                 if entry.name.endswith(".json") and not entry.name.startswith("."):
                     yield entry
@@ -735,6 +744,10 @@ def request_id(request: Request) -> str:
     """What a request is called in its store: `sweep/hash`, the hash of what it asks for."""
     asked = {key: value for key, value in _as_written(request).items() if key != "created_at"}
     return f"{request.sweep}/{digest(json.dumps(asked, sort_keys=True))}"
+
+
+def _when_asked(entry: "os.DirEntry[str]") -> tuple[int, str]:
+    return entry.stat().st_mtime_ns, entry.path
 
 
 def _as_written(request: Request) -> dict[str, Any]:
