@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from analysis.load import request_of, open_store
+from analysis.load import open_store, request_of
 from hybrid.cost import layout_of
 from hybrid.decode import decode, did_you_mean
 from hybrid.spec import ConfigError, ModelSpec
