@@ -4,6 +4,7 @@ What costs time to import is imported when called.
 """
 
 import argparse
+import gc
 import math
 import os
 import sys
@@ -26,8 +27,8 @@ LAYOUTS: Final = ("paper", "plain")
 SOURCES: Final = ("store", "paper")
 REFERENCE_FORMATS: Final = ("text", "json", "md")
 DEFAULT_STORE: Final = "store"
-# From so many runs on the index pays, which holds those of the whole store.
-MANY_CELLS: Final = 200
+# Most of what is made here lives until the command is over: looked through for cycles seldom.
+_MANY_OBJECTS: Final = 100_000
 
 _ABOUT = """\
 What the results say. Reads a store, never writes to it, never trains.
@@ -107,6 +108,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from sweeps.store import StoreError
 
     code = 0
+    thresholds = gc.get_threshold()
+    gc.set_threshold(_MANY_OBJECTS, *thresholds[1:])
     try:
         if args.command == "tables":
             code = _tables(args)
@@ -130,6 +133,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
+    finally:
+        gc.set_threshold(*thresholds)
     return code
 
 
@@ -341,14 +346,11 @@ def _reference(args: argparse.Namespace) -> None:
 
 def _load(path: Path, name: str, overrides: Sequence[str]) -> "tuple[Results, Store]":
     from analysis.load import load, open_store, request_of
+    from sweeps.index import records_for
 
     store = open_store(path)
     request = request_of(store, name, overrides)
-    if len(request.all_cells) < MANY_CELLS:
-        return load(store, request), store
-    from sweeps.index import Index
-
-    return load(Index(store), request), store
+    return load(records_for(store, len(request.all_cells)), request), store
 
 
 def _store_path(args: argparse.Namespace) -> Path:

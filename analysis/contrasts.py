@@ -319,7 +319,7 @@ def _judged(made: Sequence[Contrast], margin: float) -> tuple[Contrast, ...]:
             comparisons=len(tested),
             margin=margin,
         )
-    undecided = (
-        replace(contrast, finding="undecided") if contrast.difference is not None else contrast for contrast in made
-    )
-    return tuple(judged.get(id(contrast), other) for contrast, other in zip(made, undecided, strict=True))
+    for contrast in made:
+        if contrast.difference is not None and id(contrast) not in judged:
+            judged[id(contrast)] = replace(contrast, finding="undecided")
+    return tuple(judged.get(id(contrast), contrast) for contrast in made)

@@ -14,11 +14,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from analysis.load import find_request, open_store
+from analysis.load import open_store, request_of
 from hybrid.cost import layout_of
 from hybrid.decode import decode, did_you_mean
 from hybrid.spec import ConfigError, ModelSpec
 from sweeps.columns import ABSENT, Coded, Column, Key, Table, column_of, concatenate, from_rows
+from sweeps.hours import S_AN_HOUR, devices
 from sweeps.index import Index, row_of
 from sweeps.store import Request, Store, StoreError, is_final
 from sweeps.tune import UNTUNED, choose, settle
@@ -43,7 +44,6 @@ _PROVENANCE: Final = (
     "predicted_memory_bytes",
     "peak_memory_bytes",
 )
-_S_AN_HOUR: Final = 3600.0
 
 
 def runs(source: Source, request: Request | str | None = None, overrides: Sequence[str] = ()) -> "pd.DataFrame":
@@ -139,8 +139,8 @@ def _index(source: Source) -> Index:
 def _cells(index: Index, request: Request | str, overrides: Sequence[str]) -> "tuple[Cell, ...]":
     """The cells of a request, with the runs that tuning chose."""
     if isinstance(request, str):
-        request = find_request(index.store.requests(), request, overrides)
-    return settle(request, choose(request, index.store)).cells
+        request = request_of(index.store, request, overrides)
+    return settle(request, choose(request, index)).cells
 
 
 def _told_of(cells: "Sequence[Cell]") -> dict[str, list[Any]]:
@@ -356,22 +356,15 @@ def _device_hours(table: Table) -> "dict[str, NDArray[np.float64]]":
     if wall is None:
         return {}
     execs, trunks = table.columns.get(("provenance", "exec")), table.columns.get(("provenance", "trunk"))
-    hours = np.asarray(_array(wall), np.float64) / _S_AN_HOUR
-    devices = np.ones(table.n_rows)
+    hours = np.asarray(_array(wall), np.float64) / S_AN_HOUR
+    together = np.ones(table.n_rows)
     if isinstance(execs, Coded):
-        devices = _array(_derived(execs, _devices))
-        devices = np.where(np.isnan(devices.astype(np.float64)), 1.0, devices)
+        together = _array(_derived(execs, lambda execution: float(devices({"exec": execution}))))
+        together = np.where(np.isnan(together.astype(np.float64)), 1.0, together)
     shared = np.zeros(table.n_rows)
     if isinstance(trunks, Coded):
-        shared = np.nan_to_num(np.asarray(_array(_derived(trunks, _trunk_s)), np.float64)) / _S_AN_HOUR
-    return {"device_hours": hours * devices, "own_device_hours": (hours - shared) * devices}
-
-
-def _devices(execution: Any) -> float:
-    """The devices that trained together: one, where it was not said yet."""
-    if not isinstance(execution, dict):
-        return 1.0
-    return float(execution.get("nodes", 1) * execution.get("gpus_per_node", 1))
+        shared = np.nan_to_num(np.asarray(_array(_derived(trunks, _trunk_s)), np.float64)) / S_AN_HOUR
+    return {"device_hours": hours * together, "own_device_hours": (hours - shared) * together}
 
 
 def _trunk_s(trunk: Any) -> float:

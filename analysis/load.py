@@ -4,28 +4,24 @@ The cells come from the stored request and are never composed again, so that a c
 cell: no row disappears.
 """
 
-import contextlib
 import json
-import math
-import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, final
+from typing import Any, Final, final
 
 from hybrid.cost import layout_of, run_cost
-from hybrid.decode import decode, did_you_mean
+from hybrid.decode import did_you_mean
 from hybrid.spec import ConfigError, RunSpec
-from sweeps.store import Cell, Request, Store, StoreError, Tuning
-from sweeps.tune import UNTUNED, Choices, choose, settle
-
-if TYPE_CHECKING:
-    from sweeps.index import Index
+from sweeps.store import Cell, Records, Request, Store, StoreError, Tuning, is_final
+from sweeps.tune import Choices, choose, settle, status_of
 
 LATEST: Final = "latest"
 STATUS_WORDS: Final = {"new": "not started"}
+_LARGEST: Final = 1e150  # whose square is finite
+_JSON: Final = json.JSONEncoder(sort_keys=True, default=str)
 
 
 @final
@@ -61,9 +57,9 @@ class CellResult:
         return self.status == "diverged"
 
     def number(self, metric: str) -> float | None:
-        """The metric if it is a finite number, else None."""
+        """The metric if it is a number that can be reckoned with, else None."""
         value = self.metrics.get(metric)
-        if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
+        if not isinstance(value, int | float) or isinstance(value, bool) or not -_LARGEST < value < _LARGEST:
             return None
         return float(value)
 
@@ -97,6 +93,10 @@ class Group:
         return self.cells[0].tuned
 
     def layout(self) -> str | None:
+        return self._layout
+
+    @cached_property
+    def _layout(self) -> str | None:
         return next((layout_of(spec.model) for spec in self.specs), None)
 
     def cost(self, key: str) -> float | None:
@@ -198,25 +198,42 @@ def find_request(requests: Sequence[Request], name: str, overrides: Sequence[str
 
 
 def request_of(store: Store, name: str, overrides: Sequence[str]) -> Request:
-    """The request that a user means, as `find_request` says; where none fits, the damaged ones are named too."""
+    """The request that a user means, as `find_request` says; where none fits, the damaged ones are named too.
+
+    Raises ConfigError for a damaged one, as far as it can be told that it is meant: the newest, or all of a name.
+    """
+    if name == LATEST and not overrides:
+        try:
+            newest = store.newest_request()
+        except StoreError as error:
+            raise ConfigError(str(error)) from None
+        return newest or find_request((), name, overrides)
+    # Those of other sweeps may be large, and are read where it must be said what there is.
+    found = store.requests_by_file(name if name in store.sweeps() else None)
+    damaged = [str(one) for one in found.values() if isinstance(one, StoreError)]
+    there = [one for one in found.values() if isinstance(one, Request)]
+    if damaged and not there and name in store.sweeps():
+        raise ConfigError(damaged)
     try:
-        return find_request(store.requests(), name, overrides)
+        return find_request(there, name, overrides)
     except ConfigError as error:
-        raise ConfigError([*error.problems, *store.damaged_requests()]) from None
+        raise ConfigError([*error.problems, *damaged]) from None
 
 
-def load(store: "Store | Index", request: Request) -> Results:
+def load(store: Records, request: Request) -> Results:
     """Join the cells of `request` with their records, which an index of the store has sooner, where they are many.
 
     Raises ConfigError if the request has no cells.
     """
     if not request.cells:
         raise ConfigError(f"request = {request.sweep}: it has no cells")
-    choices = choose(request, store if isinstance(store, Store) else store.store)
+    choices = choose(request, store)
     members: dict[tuple[str, str], list[CellResult]] = {}
+    texts: dict[str, str] = {}  # seeds have them in common, and a repr is cheap
     for cell in settle(request, choices).cells:
-        result = _result(store, cell)
-        members.setdefault((cell.row, _as_text(cell.axes)), []).append(result)
+        written = repr(cell.axes)
+        point = texts.get(written) or texts.setdefault(written, _as_text(cell.axes))
+        members.setdefault((cell.row, point), []).append(_result(store, cell))
     firsts = [cells[0] for cells in members.values()]
     several_rows = len({cell.row for cell in firsts}) > 1
     axes = _differing_axes(firsts)
@@ -252,10 +269,10 @@ def axis_text(value: object) -> str:
 
 
 def _as_text(value: object) -> str:
-    return json.dumps(value, sort_keys=True, default=str)
+    return _JSON.encode(value)
 
 
-def _tuning_runs(store: "Store | Index", tuning: Tuning) -> TuningRuns:
+def _tuning_runs(store: Records, tuning: Tuning) -> TuningRuns:
     return TuningRuns(
         settings=tuning.settings,
         per=tuning.per,
@@ -265,17 +282,18 @@ def _tuning_runs(store: "Store | Index", tuning: Tuning) -> TuningRuns:
     )
 
 
-def _result(store: "Store | Index", cell: Cell) -> CellResult:
-    status = UNTUNED if cell.run_id is None else store.status(cell.run_id)
-    record: Mapping[str, Any] = {}
+def _result(store: Records, cell: Cell) -> CellResult:
+    status = status_of(cell, store)
+    record: Mapping[str, Any] | None = None
     metrics: Mapping[str, Any] = {}
     problem = None
-    if cell.run_id is not None and status in ("done", "diverged"):
-        record = store.record(cell.run_id) or {}
-        metrics = _with_evaluations(record.get("metrics", {}), _eval_records(store, cell.run_id))
+    if cell.run_id is not None and is_final(status):
+        record = store.record(cell.run_id)
+    if cell.run_id is not None and record is not None:
+        metrics = _with_evaluations(record.get("metrics", {}), store.eval_records(cell.run_id).values())
     elif cell.run_id is not None and status == "damaged":
         problem = _problem(store, cell.run_id)
-    spec = None if cell.run_id is None else _read_spec(store, cell.run_id, record)
+    spec = None if cell.run_id is None else _read_spec(store, cell.run_id)
     return CellResult(
         name=cell.name,
         row=cell.row,
@@ -285,14 +303,14 @@ def _result(store: "Store | Index", cell: Cell) -> CellResult:
         tuned=cell.tuned,
         status=status,
         spec=spec,
-        cost=record.get("cost") or _predicted_cost(spec),
+        cost=(None if record is None else record.get("cost")) or _predicted_cost(spec),
         metrics=metrics,
-        provenance=record.get("provenance", {}),
+        provenance={} if record is None else record.get("provenance", {}),
         problem=problem,
     )
 
 
-def _problem(store: "Store | Index", run_id: str) -> str | None:
+def _problem(store: Records, run_id: str) -> str | None:
     try:
         store.record(run_id)
     except StoreError as error:
@@ -300,25 +318,13 @@ def _problem(store: "Store | Index", run_id: str) -> str | None:
     return None
 
 
-def _eval_records(store: "Store | Index", run_id: str) -> Sequence[Mapping[str, Any]]:
-    """The records of the run's evaluations, in the order of their ids; those that cannot be read are left out."""
-    if not isinstance(store, Store):
-        return [record for _, record in sorted(store.eval_records(run_id).items())]
-    found: list[Mapping[str, Any]] = []
-    directory = store.run_dir(run_id) / "evals"
-    names = sorted(os.listdir(directory)) if directory.is_dir() else []
-    for name in names:
-        with contextlib.suppress(StoreError):
-            record = store.eval_record(run_id, name)
-            found += [record] if record is not None else []
-    return found
-
-
-def _with_evaluations(metrics: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+def _with_evaluations(metrics: Mapping[str, Any], records: Collection[Mapping[str, Any]]) -> Mapping[str, Any]:
     """The metrics of a run and of its evaluations, these under `kind.name` too, as in `nll.loss_nats`.
 
     The run's own come first. A name to which two evaluations give different values says nothing, so it is left out.
     """
+    if not records:
+        return metrics
     found: dict[str, Any] = {}
     disputed: set[str] = set()
     for record in records:
@@ -339,12 +345,9 @@ def _predicted_cost(spec: RunSpec | None) -> dict[str, Any]:
         return {}
 
 
-def _read_spec(store: "Store | Index", run_id: str, record: Mapping[str, Any]) -> RunSpec | None:
+def _read_spec(store: Records, run_id: str) -> RunSpec | None:
     try:
-        if not isinstance(store, Store):
-            return store.run_spec(run_id)
-        plain = record.get("spec") or store.spec(run_id)
-        return None if plain is None else decode(RunSpec, plain, "spec")
+        return store.run_spec(run_id)
     except (ConfigError, StoreError):
         return None
 

@@ -129,11 +129,13 @@ def brown_forsythe(samples: Sequence[Sequence[float]]) -> float | None:
     samples = [sample for sample in samples if len(sample) >= 3]
     if len(samples) < 2:
         return None
-    deviations = [[abs(value - median(sample)) for value in sample] for sample in samples]
+    centres = [median(sample) for sample in samples]
+    deviations = [[abs(value - centre) for value in sample] for sample, centre in zip(samples, centres, strict=True)]
+    means = [fmean(row) for row in deviations]
     total = sum(len(row) for row in deviations)
     grand = math.fsum(value for row in deviations for value in row) / total
-    between = math.fsum(len(row) * (fmean(row) - grand) ** 2 for row in deviations)
-    within = math.fsum((value - fmean(row)) ** 2 for row in deviations for value in row)
+    between = math.fsum(len(row) * (mean - grand) ** 2 for row, mean in zip(deviations, means, strict=True))
+    within = math.fsum((value - mean) ** 2 for row, mean in zip(deviations, means, strict=True) for value in row)
     if within == 0.0:
         return None if between == 0.0 else 0.0
     df_between, df_within = len(samples) - 1, total - len(samples)
@@ -174,7 +176,7 @@ def pool(samples: Sequence[Sequence[float]]) -> Pooling:
     df = sum(len(row) - 1 for row in rows)
     if not rows:
         return Pooling(sd=None, df=0, used=False, reason="no row has two seeds")
-    squares = math.fsum((value - fmean(row)) ** 2 for row in rows for value in row)
+    squares = math.fsum((value - mean) ** 2 for row in rows for mean in [fmean(row)] for value in row)
     sd = math.sqrt(squares / df)
     if len(rows) == 1:
         return Pooling(sd=sd, df=df, used=False, reason="only one row has two seeds")

@@ -2,7 +2,9 @@
 
     python -m venv /tmp/mlflow && /tmp/mlflow/bin/pip install mlflow
     python benchmarks/loading.py --mlflow-python /tmp/mlflow/bin/python [--runs 10000] [--points 200] [--rounds 5]
-    python benchmarks/loading.py --no-mlflow --runs 100000
+    python benchmarks/loading.py --no-mlflow --runs 10000 100000       how the times grow with the number of runs
+
+Of several sizes only the first is compared with MLflow. A store of 100,000 runs with 200 lines each takes 5 GB.
 
 MLflow is no dependency of the project: it has an environment of its own. Its store is filled through its client with
 `log_batch`: of each run its settings as parameters, what its record says in numbers as metrics, and the points of one
@@ -16,6 +18,7 @@ is waited for. The directories are made to look an hour old, as the index looks 
 import argparse
 import contextlib
 import importlib
+import itertools
 import json
 import os
 import platform
@@ -26,7 +29,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -279,6 +283,24 @@ def time_table(root: Path, name: str) -> None:
     _timed(table)
 
 
+def time_report(root: Path) -> None:
+    """`python -m analysis report` of the request, with the paper's claims, to the file on the disk."""
+    from analysis.__main__ import main
+
+    _import("numpy", "scipy.stats", "scipy.special", "analysis.report.data", "analysis.report.page", "hydra.core")
+    _import("analysis.claims.judge", "analysis.claims.show", "analysis.claims.source", "analysis.claims.verdicts")
+    _import("analysis.reference.compare", "analysis.reference.printed", "sweeps.compose", "hydra._internal.utils")
+
+    def report() -> int:
+        with tempfile.TemporaryDirectory() as directory, contextlib.redirect_stderr(None):
+            path = Path(directory) / "report.html"
+            code = main(["report", NAME, "--store", str(root), "--out", str(path)])
+            assert not code, code
+            return path.stat().st_size
+
+    _timed(report)
+
+
 def _import(*modules: str) -> None:
     for module in modules:
         importlib.import_module(module)
@@ -333,6 +355,7 @@ CHILDREN: dict[str, Callable[..., None]] = {
     "metrics-frame": lambda root: time_metrics_frame(Path(root)),
     "table": lambda root: time_table(Path(root), NAME),
     "small-table": lambda root: time_table(Path(root), SMALL),
+    "report": lambda root: time_report(Path(root)),
     "mlflow-fill": lambda uri, told: fill_mlflow(uri, Path(told)),
     "mlflow": time_mlflow,
 }
@@ -362,22 +385,33 @@ def check_mlflow(python: str) -> None:
     print(f"MLflow {found.stdout.strip()}, SQLite", file=sys.stderr)
 
 
-def make(scratch: Path, options: argparse.Namespace) -> None:
-    """Both stores, unless they are there."""
+@dataclass(frozen=True, kw_only=True)
+class Made:
+    """Our store of so many runs, and MLflow's, if it is to be timed."""
+
+    runs: int
+    root: Path
+    uri: str | None
+
+
+def make(scratch: Path, runs: int, options: argparse.Namespace, *, with_mlflow: bool) -> Made:
+    """The stores, unless they are there."""
+    scratch.mkdir(parents=True, exist_ok=True)
     root, told, database = scratch / "store", scratch / "told.jsonl", scratch / "mlflow.db"
     if not root.exists():
         began, part = time.perf_counter(), scratch / "part"
         shutil.rmtree(part, ignore_errors=True)
-        build(part, options.runs, options.points, options.seeds, None if options.no_mlflow else told)
+        build(part, runs, options.points, options.seeds, told if with_mlflow else None)
         part.rename(root)
-        print(f"store of {options.runs:,} runs made in {time.perf_counter() - began:.0f} s", file=sys.stderr)
-    if not options.no_mlflow and not database.exists():
+        print(f"store of {runs:,} runs made in {time.perf_counter() - began:.0f} s", file=sys.stderr)
+    if with_mlflow and not database.exists():
         part = scratch / "part.db"
         part.unlink(missing_ok=True)
         filled = child(options.mlflow_python, "mlflow-fill", f"sqlite:///{part}", told)
-        assert filled["result"] == options.runs
+        assert filled["result"] == runs
         part.rename(database)
         print(f"MLflow's store filled in {filled['wall_s']:.0f} s", file=sys.stderr)
+    return Made(runs=runs, root=root, uri=f"sqlite:///{database}" if with_mlflow else None)
 
 
 MEASURED = {
@@ -389,54 +423,74 @@ MEASURED = {
     "metrics-frame": "DataFrame of all metric lines, warm",
     "table": "table of a request of all runs, warm",
     "small-table": f"table of a request of {N_SMALL} runs, warm",
+    "report": "report of a request of all runs, with claims, warm",
 }
+Times = dict[str, list[dict[str, float]]]
 
 
-def measure(root: Path, options: argparse.Namespace, uri: str | None) -> None:
-    """`uri`: MLflow's store, if it is to be timed."""
-    found: dict[str, list[dict[str, float]]] = {}
-    n_lines = options.runs * options.points
+def measure(stores: Sequence[Made], options: argparse.Namespace) -> None:
+    """Time everything, the stores in turns, and print what was found."""
+    found: dict[int, Times] = {made.runs: {} for made in stores}
 
-    def take(what: str, expected: int | None, name: str | None = None) -> None:
-        python, of = (options.mlflow_python, uri) if what == "mlflow" else (sys.executable, root)
+    def take(made: Made, what: str, expected: int | None, name: str | None = None) -> None:
+        python, of = (options.mlflow_python, made.uri) if what == "mlflow" else (sys.executable, made.root)
         told = child(python, what, of)
         assert expected is None or told["result"] == expected, (what, told)
-        found.setdefault(name or what, []).append(told)
+        found[made.runs].setdefault(name or what, []).append(told)
 
-    for _ in range(options.firsts):
-        (root / "index.runs").unlink(missing_ok=True)
-        shutil.rmtree(root / "index.metrics", ignore_errors=True)
-        take("index", options.runs, "first index")
-        take("lines", n_lines, "first metric lines")
+    for made in stores:
+        for _ in range(options.firsts):
+            (made.root / "index.runs").unlink(missing_ok=True)
+            shutil.rmtree(made.root / "index.metrics", ignore_errors=True)
+            take(made, "index", made.runs, "first index")
+            take(made, "lines", made.runs * options.points, "first metric lines")
     for number in range(options.rounds):
-        take("frame", options.runs)
-        if uri is not None:
-            take("mlflow", options.runs)
-        take("request-frame", options.runs)
-        take("metrics-frame", n_lines)
-        take("table", None)
-        take("small-table", None)
-        said = [f"{what} {times[-1]['wall_s']:.2f} s" for what, times in found.items() if len(times) > number]
-        print(f"round {number + 1}: {', '.join(said)}", file=sys.stderr)
+        for made in stores:
+            take(made, "frame", made.runs)
+            if made.uri is not None:
+                take(made, "mlflow", made.runs)
+            take(made, "request-frame", made.runs)
+            take(made, "metrics-frame", made.runs * options.points)
+            for what in ("table", "small-table", "report"):
+                take(made, what, None)
+            times = found[made.runs].items()
+            said = [f"{what} {taken[-1]['wall_s']:.2f} s" for what, taken in times if len(taken) > number]
+            print(f"round {number + 1}, {made.runs:,} runs: {', '.join(said)}", file=sys.stderr)
     print(
-        f"{options.runs:,} runs, {options.seeds} seeds a line of the table, {options.points} metric lines each; "
-        f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}; "
-        f"medians of {options.rounds} ({options.firsts} of the first)"
+        f"{options.seeds} seeds a line of the table, {options.points} metric lines a run; "
+        f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, "
+        f"load {os.getloadavg()[0]:.1f}; medians of {options.rounds} ({options.firsts} of the first)"
     )
-    print(f"{'':<44} {'wall s':>8} {'least':>8} {'CPU s':>8} {'peak MiB':>9}")
+    for made in stores:
+        print_times(made.runs, found[made.runs])
+    for smaller, larger in itertools.pairwise(found):
+        print_growth(smaller, larger, found[smaller], found[larger])
+
+
+def print_times(runs: int, found: Times) -> None:
+    print(f"\n{f'{runs:,} runs':<50} {'wall s':>8} {'least':>8} {'CPU s':>8} {'peak MiB':>9}")
     for what, title in MEASURED.items():
         if what in found:
             walls, cpus = _all(found[what], "wall_s"), _all(found[what], "cpu_s")
             print(
-                f"{title:<44} {statistics.median(walls):8.3f} {min(walls):8.3f} {statistics.median(cpus):8.3f} "
+                f"{title:<50} {statistics.median(walls):8.3f} {min(walls):8.3f} {statistics.median(cpus):8.3f} "
                 f"{max(_all(found[what], 'peak_mib')):9,.0f}"
             )
-    if uri is not None:
-        ratios = [
-            statistics.median(_all(found["mlflow"], unit)) / statistics.median(_all(found["frame"], unit))
-            for unit in ("wall_s", "cpu_s")
-        ]
+    if "mlflow" in found:
+        ratios = [_median(found["mlflow"], unit) / _median(found["frame"], unit) for unit in ("wall_s", "cpu_s")]
         print(f"DataFrame of all runs, MLflow's median over ours: {ratios[0]:.0f} by the clock, {ratios[1]:.0f} of CPU")
+
+
+def print_growth(smaller: int, larger: int, times: Times, of_larger: Times) -> None:
+    print(f"\n{f'{larger / smaller:g} times the runs: so many times as long':<50} {'wall':>8} {'CPU':>8}")
+    for what, title in MEASURED.items():
+        if what in times and what in of_larger:
+            ratios = [_median(of_larger[what], unit) / _median(times[what], unit) for unit in ("wall_s", "cpu_s")]
+            print(f"{title:<50} {ratios[0]:8.1f} {ratios[1]:8.1f}")
+
+
+def _median(found: list[dict[str, float]], unit: str) -> float:
+    return statistics.median(_all(found, unit))
 
 
 def _all(found: list[dict[str, float]], unit: str) -> list[float]:
@@ -449,7 +503,7 @@ def main() -> None:
         CHILDREN[sys.argv[2]](*sys.argv[3:])
         return
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--runs", type=int, default=10_000)
+    parser.add_argument("--runs", type=int, nargs="+", default=[10_000], help="how many (default 10000), or several")
     parser.add_argument("--points", type=int, default=200, help="metric lines a run (default 200)")
     parser.add_argument("--seeds", type=int, default=5, help="seeds of a line of the table (default 5)")
     parser.add_argument(
@@ -474,10 +528,13 @@ def main() -> None:
         cache = scratch / "cache"
         cache.mkdir(exist_ok=True)
         os.environ["XDG_CACHE_HOME"] = str(cache)
-        make(scratch, options)
+        sizes = sorted(set(options.runs))
+        stores = [
+            make(scratch / str(runs), runs, options, with_mlflow=runs == sizes[0] and not options.no_mlflow)
+            for runs in sizes
+        ]
         if options.rounds:
-            uri = None if options.no_mlflow else f"sqlite:///{scratch / 'mlflow.db'}"
-            measure(scratch / "store", options, uri)
+            measure(stores, options)
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ changes the distribution at the start. Nor a window as long as the training sequ
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 from hybrid.spec import AttentionSpec, BlockSpec, DiffMambaSpec, IntraSpec, Mamba2Spec, MixerSpec, ModelSpec
 
@@ -68,6 +69,7 @@ def _reason(first: ModelSpec, of_first: frozenset[str], other: ModelSpec, of_oth
     return "; ".join(fact for fact in (SIGN, CONCATENATION, ONE_GROUP, SPELLING) if fact in used)
 
 
+@lru_cache(maxsize=1024)
 def _canonical(model: ModelSpec) -> tuple[ModelSpec, frozenset[str]]:
     """The canonical form, and the facts that were needed to come to it."""
     applied: set[str] = set()

@@ -37,7 +37,7 @@ class ReportConfig:
     """What a sweep file says for its tables: see `python -m analysis tables --help`."""
 
     title: str | None = None
-    caption: Any = None
+    caption: str | tuple[str, ...] | None = None
     metric: str | None = None
     figure: Literal["survival", "curves"] | None = None
     row_header: str | None = None

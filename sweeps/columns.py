@@ -328,10 +328,10 @@ def _header(file: BinaryIO, schema: str) -> tuple[dict[str, Any], int]:
     words = first.decode("ascii", "replace").split()
     try:
         *magic, found, length, checksum = words
-        text = file.read(int(length))
+        text = file.read(min(int(length), os.fstat(file.fileno()).st_size))
         if " ".join(magic) != _MAGIC or found != schema or zlib.crc32(text) != int(checksum):
             raise ValueError(f"expected an index of schema {schema}")
         header = json.loads(text)
         return header, len(first) + len(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DamagedColumnsError(f"{file.name}: {error}") from error

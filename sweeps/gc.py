@@ -1,9 +1,9 @@
 """What of a store can go: `python -m sweeps gc`, which removes nothing unless told to.
 
 What stays, whatever is asked: descriptions, records, evaluations, requests, submissions, attempts and their histories,
-notes, speeds; all that is pinned; all of a run that somebody trains, as far as can be seen from here; the last two
-whole checkpoints of an unfinished run; the final weights of a finished one, and where branches of a trunk start, unless
-an option or a budget says otherwise.
+notes, speeds; the index, which the next command that reads many runs would only make again; all that is pinned; all of
+a run that somebody trains, as far as can be seen from here; the last two whole checkpoints of an unfinished run; the
+final weights of a finished one, and where branches of a trunk start, unless an option or a budget says otherwise.
 
 A file is looked at again just before it goes, with all that speaks for or against it. A run that begins in the meantime
 finds what it needs: its last two checkpoints are never up for removal, and it writes under names that nobody has had.
@@ -47,6 +47,7 @@ Kind = Literal[
     "evaluations",
     "trunks' facts",
     "requests and submissions",
+    "index",
     "other",
 ]
 _KINDS: Final[tuple[Kind, ...]] = get_args(Kind)
@@ -298,6 +299,8 @@ def _kind(parts: Sequence[str]) -> Kind:
             return "requests and submissions"
         case ["snapshots"]:
             return "snapshots"
+        case ["index.runs"] | ["index.metrics", *_]:
+            return "index"
         case _:
             return "other"
 

@@ -48,12 +48,16 @@ from sweeps.store import RECORD_SCHEMA, Status, Store, StoreError, describe_os_e
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-_SCHEMA: Final = f"1.{RECORD_SCHEMA}"
+_SCHEMA: Final = f"2.{RECORD_SCHEMA}"  # 2: records are checked when they are read
 _RUNS: Final = "index.runs"
 _METRICS: Final = "index.metrics"
 _EVALS: Final = "evals"
 _SETTLED_S: Final = 10.0  # clocks of file systems tick in milliseconds, and those of hosts differ by little
 _ROOT: Final = Path(__file__).resolve().parent.parent
+FEWEST_RUNS: Final = 200
+"""Fewer runs than this are read from the store itself."""
+_LOOK_PER_READ: Final = 0.02  # how long a look at a run of the index takes, where reading a record takes 1
+_SHARDS_COUNTED: Final = 8
 _MANY_RUNS: Final = 1000  # read in a second or so
 _MAX_PROCESSES: Final = 8
 _ROWS_A_TABLE: Final = 4096  # a row is larger as a mapping than in columns
@@ -78,6 +82,21 @@ class _Stamp(NamedTuple):
     @property
     def record(self) -> tuple[int, int, int]:
         return self[3:]
+
+
+def records_for(store: Store, n_runs: int) -> "Store | Index":
+    """What tells soonest of so many runs: the store, which opens every record, or its index, which looks at every run
+    that the store has, whether it is asked for or not."""
+    if n_runs < FEWEST_RUNS or n_runs < _LOOK_PER_READ * _roughly_all_runs(store):
+        return store
+    return Index(store)
+
+
+def _roughly_all_runs(store: Store) -> float:
+    """How many runs there are, judged by a few shards: hashes fill them evenly."""
+    shards = _listed(store.root / RUNS)
+    some = shards[:_SHARDS_COUNTED]
+    return sum(len(_listed(shard.path)) for shard in some) * len(shards) / max(len(some), 1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,7 +170,7 @@ class Index:
         schema."""
         at = self._rows.get(run_id)
         if at is not None:
-            return _nested(self._sections, at)
+            return _Record(self._sections, at)
         return self.store.record(run_id) if run_id in self._unfinished else None
 
     def eval_record(self, run_id: str, eval_id: str) -> Mapping[str, Any] | None:
@@ -161,14 +180,14 @@ class Index:
     def eval_records(self, run_id: str) -> Mapping[str, Mapping[str, Any]]:
         """The records of a final run's evaluations by their ids, in order; those that cannot be read are left out."""
         at = self._rows.get(run_id)
-        found = {} if at is None else {id_: _nested(sections, at) for id_, sections in self._eval_sections.items()}
+        found = {} if at is None else {id_: _Record(sections, at) for id_, sections in self._eval_sections.items()}
         return {eval_id: record for eval_id, record in found.items() if record}
 
     def spec(self, run_id: str) -> Mapping[str, Any] | None:
         """The run's spec as plain data; None where the run is not known. Raises StoreError where it is damaged."""
         at = self._rows.get(run_id)
-        if at is not None and "spec" in self._sections:
-            plain: Mapping[str, Any] | None = _nested({"spec": self._sections["spec"]}, at).get("spec")
+        if at is not None:
+            plain: Mapping[str, Any] | None = _Record(self._sections, at).get("spec")
             if plain:
                 return plain
         return self.store.spec(run_id)
@@ -464,17 +483,47 @@ class Index:
         return [of[value] for value in values]
 
 
-@dataclass(frozen=True, kw_only=True)
+@final
 class _Section:
-    """A part of the records: its values by row under their names, or, where it was no mapping, in `alone`.
+    """A part of the records: columns of it under their names, or, where it was no mapping, in `alone`."""
 
-    `whole`: no row lacks a value.
-    """
+    def __init__(self, keys: Mapping[str, Key], alone: Key | None, table: Table) -> None:
+        self._keys = keys
+        self._alone_key = alone
+        self._table = table
 
-    names: tuple[str, ...]
-    rows: list[tuple[Any, ...]]
-    whole: bool
-    alone: list[Any] | None
+    def has(self, row: int) -> bool:
+        return self.is_whole or self.at(row) is not ABSENT
+
+    def at(self, row: int) -> Any:
+        """What it is in a row; ABSENT where that has none of it."""
+        if self._alone and self._alone[row] is not ABSENT:
+            return self._alone[row]
+        if self.is_whole or any(values[row] is not ABSENT for values in self.columns.values()):
+            return _Part(self, row)
+        return ABSENT
+
+    def row(self, row: int) -> dict[str, Any]:
+        """A row's values under their names."""
+        pairs = zip(self._keys, self._rows[row], strict=True)
+        return dict(pairs) if self.is_whole else {name: value for name, value in pairs if value is not ABSENT}
+
+    @cached_property
+    def columns(self) -> dict[str, list[Any]]:
+        return {name: self._table.values(key) for name, key in self._keys.items()}
+
+    @cached_property
+    def is_whole(self) -> bool:
+        """Whether no row lacks a value."""
+        return bool(self._keys) and not any(ABSENT in values for values in self.columns.values())
+
+    @cached_property
+    def _alone(self) -> list[Any]:
+        return [] if self._alone_key is None else self._table.values(self._alone_key)
+
+    @cached_property
+    def _rows(self) -> list[tuple[Any, ...]]:
+        return list(zip(*self.columns.values(), strict=True))
 
 
 _Sections = dict[str, _Section]
@@ -495,47 +544,72 @@ def _birth_values() -> dict[str, Any]:
 
 def _by_section(keys: Mapping[Key, Key], table: Table) -> _Sections:
     """`keys`: what the columns are called in a record, and in the table."""
-    names: dict[str, dict[str, list[Any]]] = {}
-    alone: dict[str, list[Any]] = {}
+    names: dict[str, dict[str, Key]] = {}
+    alone: dict[str, Key] = {}
     for key, of_table in keys.items():
-        values = table.values(of_table)
         inside = names.setdefault(key[0], {})
         if len(key) > 1:
-            inside[key[1]] = values
+            inside[key[1]] = of_table
         else:
-            alone[key[0]] = values
-    return {
-        section: _Section(
-            names=tuple(inside),
-            rows=list(zip(*inside.values(), strict=True)),
-            whole=bool(inside) and not any(ABSENT in values for values in inside.values()),
-            alone=alone.get(section),
-        )
-        for section, inside in names.items()
-    }
+            alone[key[0]] = of_table
+    return {section: _Section(inside, alone.get(section), table) for section, inside in names.items()}
 
 
-def _nested(sections: _Sections, at: int) -> dict[str, Any]:
-    """A row as the mapping that it was."""
-    nested: dict[str, Any] = {}
-    for name, section in sections.items():
-        if section.alone is not None and section.alone[at] is not ABSENT:
-            nested[name] = section.alone[at]
-        elif section.whole:
-            nested[name] = dict(zip(section.names, section.rows[at], strict=True))
-        elif section.names:
-            pairs = zip(section.names, section.rows[at], strict=True)
-            part = {inner: value for inner, value in pairs if value is not ABSENT}
-            if part:
-                nested[name] = part
-    return nested
+@final
+class _Record(Mapping[str, Any]):
+    """A row as the mapping that it was. Its metrics, most asked for, are made into one; its other parts are looked up
+    in the columns."""
+
+    def __init__(self, sections: _Sections, row: int) -> None:
+        self._sections = sections
+        self._row = row
+
+    def __getitem__(self, name: str) -> Any:
+        section = self._sections[name]
+        value = section.at(self._row)
+        if value is ABSENT:
+            raise KeyError(name)
+        return section.row(self._row) if name == "metrics" and isinstance(value, _Part) else value
+
+    def __iter__(self) -> Iterator[str]:
+        return (name for name, section in self._sections.items() if section.has(self._row))
+
+    def __bool__(self) -> bool:
+        return any(True for _ in self)
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+
+@final
+class _Part(Mapping[str, Any]):
+    """A mapping in a record."""
+
+    def __init__(self, section: _Section, row: int) -> None:
+        self._section = section
+        self._row = row
+
+    def __getitem__(self, name: str) -> Any:
+        value = self._section.columns[name][self._row]
+        if value is ABSENT:
+            raise KeyError(name)
+        return value
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._section.row(self._row))
+
+    def __bool__(self) -> bool:
+        return True
+
+    def __len__(self) -> int:
+        return len(self._section.row(self._row))
 
 
 def row_of(record: Mapping[str, Any], prefix: Key = ()) -> dict[Key, Any]:
     """A record as a row of the index's table: its values, and those of the mappings in it."""
     row: dict[Key, Any] = {}
     for key, value in record.items():
-        if isinstance(value, dict) and value:
+        if isinstance(value, Mapping) and value:
             row.update({(*prefix, key, name): inner for name, inner in value.items()})
         else:
             row[*prefix, key] = value

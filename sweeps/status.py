@@ -6,12 +6,12 @@ import textwrap
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from datetime import datetime
 from typing import Any
 
 from hybrid.decode import decode, did_you_mean
 from hybrid.spec import ConfigError, RunSpec
 from sweeps import in_slurm
+from sweeps.hours import Ends, attempt_hours, record_hours
 from sweeps.notes import NoteBook, notes_of
 from sweeps.speed import prediction_text
 from sweeps.standing import Evaluation, Standing, Standings
@@ -21,11 +21,9 @@ from sweeps.store import (
     Cell,
     CellStatus,
     Request,
-    Start,
     Store,
     StoreError,
     is_final,
-    read_json,
     request_id,
 )
 from sweeps.submissions import ItemKind
@@ -231,7 +229,7 @@ def _cell_state(store: Store, run_id: str, standing: Standing) -> CellState:
         loss_nats=last.get("train_loss_nats"),
         node=((who.get("slurm") or {}).get("node") or who.get("host") or ""),
         owner=who.get("user") or "",
-        hours=_device_hours(attempts, standing, execution, ends),
+        hours=_device_hours(attempts, standing, ends),
         predicted_hours=predicted,
         device=str(execution.get("device", "")),
         job="" if job is None else job.job_id,
@@ -276,53 +274,17 @@ def _predicted_hours(record: Mapping[str, Any]) -> float | None:
     return tokens / speed / 3600 if speed and tokens else None
 
 
-_Ends = tuple[Start | None, dict[str, Any] | None, dict[str, Any] | None]
-
-
-def _device_hours(
-    attempts: Attempts, standing: Standing, execution: Mapping[str, Any], ends: _Ends | None
-) -> float | None:
+def _device_hours(attempts: Attempts, standing: Standing, ends: Ends | None) -> float | None:
     """Hours of all devices over all attempts, with what they lost; None where nothing was begun."""
     if standing.attempt == 0 and standing.record is None:
         return None
-    seconds = [_attempt_s(attempts, number) for number in range(1, standing.attempt)]
-    record = standing.record
-    if record is None:
-        seconds.append(_attempt_s(attempts, standing.attempt, ends))
+    hours = [attempt_hours(attempts, number) for number in range(1, standing.attempt)]
+    if standing.record is None:
+        hours.append(attempt_hours(attempts, standing.attempt, job=standing.owner, ends=ends))
     else:
-        provenance = record.get("provenance", {})
-        told = _between(provenance.get("started_at"), provenance.get("finished_at"))
-        seconds.append(record["metrics"].get("wall_s") if told is None else told)
-    known = [s for s in seconds if s is not None]
-    devices = int(execution.get("nodes", 1)) * int(execution.get("gpus_per_node", 1))
-    return sum(known) * devices / 3600 if known else None
-
-
-def _attempt_s(attempts: Attempts, number: int, ends: _Ends | None = None) -> float | None:
-    """How long an attempt took, by what it said itself: when it began and ended, else by its lines."""
-    try:
-        error = read_json(attempts.path(number) / "error.json") or {}
-    except StoreError:
-        error = {}
-    if "at" in error:
-        told = _between((attempts.job(number) or {}).get("started_at"), error["at"])
-        if told is not None:
-            return told
-    start, first, last = ends or attempts.ends(number)
-    if first is None or last is None:
-        return None
-    # The first line tells of all steps since the start; nothing tells of those after the last one.
-    since = first["tokens"] * (first["step"] - (0 if start is None else start.step)) / max(first["step"], 1)
-    speed = first.get("tokens_per_s")
-    return float(last["wall_s"] - first["wall_s"] + (since / speed if speed else 0.0))
-
-
-def _between(began: object, ended: object) -> float | None:
-    """Seconds between two times that one process wrote down."""
-    try:
-        return (datetime.fromisoformat(str(ended)) - datetime.fromisoformat(str(began))).total_seconds()
-    except (ValueError, TypeError):
-        return None
+        hours.append(record_hours(standing.record))
+    known = [one for one in hours if one is not None]
+    return sum(known) if known else None
 
 
 # --- as text ------------------------------------------------------------------------------------

@@ -32,8 +32,8 @@ import os
 import re
 import socket
 import time
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
@@ -54,6 +54,7 @@ FinalStatus = Literal["done", "diverged"]
 FINAL: tuple[FinalStatus, ...] = ("done", "diverged")
 RESUMABLE_CLASSES = ("preempted", "cancelled", "timeout", "node_fail")
 _POINT = re.compile(r"step(\d{8,})\.json")
+_ID = re.compile(r"[0-9a-f]{12}")
 
 
 class StoreError(RuntimeError):
@@ -275,7 +276,7 @@ def _entries_of(lines: Iterable[str]) -> Iterator[dict[str, Any]]:
     for line in lines:
         try:
             entry = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
         if isinstance(entry, dict):
             yield entry
@@ -439,7 +440,7 @@ class Store:
     def record(self, run_id: str) -> dict[str, Any] | None:
         """The run's record; None unless it is done or diverged. Raises StoreError where it is damaged or of a newer
         schema."""
-        return self._record(self.record_path(run_id), "run_id", "status", "metrics")
+        return self._checked(self.record_path(run_id), _check_record, run_id, "run_id", "status", "metrics")
 
     def publish_record(self, run_id: str, record: Mapping[str, Any]) -> bool:
         """Publish the record; False where another copy was first, whose record then stands."""
@@ -447,7 +448,7 @@ class Store:
 
     def eval_record(self, run_id: str, eval_id: str) -> dict[str, Any] | None:
         """An evaluation's record; None where it was not made."""
-        return self._record(self.eval_record_path(run_id, eval_id), "run_id", "metrics")
+        return self._checked(self.eval_record_path(run_id, eval_id), _check_eval_record, run_id, "run_id", "metrics")
 
     def eval_records(self, run_id: str) -> dict[str, dict[str, Any]]:
         """The records of the run's evaluations by their ids, in order; those that cannot be read are left out."""
@@ -476,6 +477,17 @@ class Store:
         missing = [key for key in needed if key not in record]
         if missing:
             raise _damaged(path, f"{', '.join(missing)} missing")
+        return record
+
+    def _checked(
+        self, path: Path, check: Callable[[Mapping[str, Any], str], None], run_id: str, *needed: str
+    ) -> dict[str, Any] | None:
+        record = self._record(path, *needed)
+        if record is not None:
+            try:
+                check(record, run_id)
+            except TypeError as error:
+                raise _damaged(path, str(error)) from error
         return record
 
     def find(self, prefix: str) -> str:
@@ -668,7 +680,7 @@ class Store:
 
     def publish_request(self, request: Request) -> Path:
         """Write a request down under the hash of what it asks for; asking for the same again keeps the first."""
-        content = _without_birth_values(asdict(request))
+        content = _as_written(request)
         path = self.root / "requests" / f"{request_id(request)}.json"
         make_dir(path.parent)
         if not publish(path, json.dumps({"schema": RECORD_SCHEMA, **content}, sort_keys=True) + "\n"):
@@ -682,84 +694,185 @@ class Store:
 
         Damaged ones are left out; `damaged_requests` names them.
         """
-        names = [sweep] if sweep is not None else sorted(e.name for e in _entries(self.root / "requests"))
-        entries = [entry for name in names for entry in _entries(self.requests_dir(name))]
-        entries = [entry for entry in entries if entry.name.endswith(".json") and not entry.name.startswith(".")]
-        found = []
-        for entry in sorted(entries, key=lambda entry: (entry.stat().st_mtime_ns, entry.path)):
-            with contextlib.suppress(StoreError):
-                found.append(self._request(Path(entry.path)))
+        return [found for found in self.requests_by_file(sweep).values() if isinstance(found, Request)]
+
+    def damaged_requests(self) -> list[str]:
+        """What is wrong with each request that cannot be read, and what would do."""
+        return [str(found) for found in self.requests_by_file().values() if isinstance(found, StoreError)]
+
+    def sweeps(self) -> list[str]:
+        """The sweeps that were asked for, by name."""
+        return sorted(entry.name for entry in _entries(self.root / "requests"))
+
+    def newest_request(self) -> Request | None:
+        """The request that was last asked for; None where there is none. Raises StoreError where it is damaged."""
+        newest = max(self._request_entries(None), key=_when_asked, default=None)
+        return None if newest is None else self._request(Path(newest.path))
+
+    def requests_by_file(self, sweep: str | None = None) -> dict[Path, Request | StoreError]:
+        """As `requests`, with what is wrong with the damaged ones in their places."""
+        found: dict[Path, Request | StoreError] = {}
+        for entry in sorted(self._request_entries(sweep), key=_when_asked):
+            path = Path(entry.path)
+            try:
+                found[path] = self._request(path)
+            except StoreError as error:
+                found[path] = error
         return found
 
     def request_files(self) -> list[str]:
         """The paths of the stored requests, damaged ones too, in order."""
-        directories = _entries(self.root / "requests")
-        entries = [entry for directory in directories for entry in _entries(Path(directory.path))]
-        return sorted(entry.path for entry in entries if entry.name.endswith(".json") and entry.name[0] != ".")
+        return sorted(entry.path for entry in self._request_entries(None))
 
-    def damaged_requests(self) -> list[str]:
-        """What is wrong with each request that cannot be read, and what would do."""
-        problems = []
-        for directory in _entries(self.root / "requests"):
-            for entry in _entries(Path(directory.path)):
-                try:
-                    if entry.name.endswith(".json") and not entry.name.startswith("."):
-                        self._request(Path(entry.path))
-                except StoreError as error:
-                    problems.append(str(error))
-        return problems
+    def _request_entries(self, sweep: str | None) -> Iterator["os.DirEntry[str]"]:
+        for name in self.sweeps() if sweep is None else [sweep]:
+            for entry in _entries(self.requests_dir(name)):
+                if entry.name.endswith(".json") and not entry.name.startswith("."):
+                    yield entry
 
     def _request(self, path: Path) -> Request:
         content = self._record(path, "sweep", "overrides", "created_at", "report", "cells")
         if content is None:
             raise _damaged(path, "gone")
         try:
-            cells = tuple(map(_cell, content["cells"]))
-            tuning = tuple(map(_tuning, content.get("tuning", ())))
+            return _request(content)
         except (TypeError, KeyError, AttributeError) as error:
             raise _damaged(path, str(error)) from error
-        return Request(
-            sweep=content["sweep"],
-            overrides=tuple(content["overrides"]),
-            created_at=content["created_at"],
-            report=content["report"],
-            cells=cells,
-            tuning=tuning,
-        )
 
 
 def request_id(request: Request) -> str:
     """What a request is called in its store: `sweep/hash`, the hash of what it asks for."""
-    content = _without_birth_values(asdict(request))
-    asked = {key: value for key, value in content.items() if key != "created_at"}
+    asked = {key: value for key, value in _as_written(request).items() if key != "created_at"}
     return f"{request.sweep}/{digest(json.dumps(asked, sort_keys=True))}"
 
 
-def _without_birth_values(request: dict[str, Any]) -> dict[str, Any]:
-    """A request as it is written: what came later than the first stores is left out where there is none of it, so that
-    the same request keeps its name."""
-    for cell in request["cells"]:
-        _drop_empty(cell)
-    for tuning in request["tuning"]:
-        for cell in tuning["cells"]:
-            _drop_empty(cell)
-    return {key: value for key, value in request.items() if key != "tuning" or value}
+def _when_asked(entry: "os.DirEntry[str]") -> tuple[int, str]:
+    return entry.stat().st_mtime_ns, entry.path
 
 
-def _drop_empty(cell: dict[str, Any]) -> None:
-    for key in ("tuned", "candidates"):
-        if not cell[key]:
-            del cell[key]
+def _as_written(request: Request) -> dict[str, Any]:
+    """A request as plain data. What came later than the first stores is left out where there is none of it, so that the
+    same request keeps its name."""
+    content: dict[str, Any] = {
+        "sweep": request.sweep,
+        "overrides": request.overrides,
+        "created_at": request.created_at,
+        "report": request.report,
+        "cells": [_cell_as_written(cell) for cell in request.cells],
+    }
+    if request.tuning:
+        content["tuning"] = [
+            {
+                "settings": tuning.settings,
+                "per": tuning.per,
+                "metric": tuning.metric,
+                "cells": [_cell_as_written(cell) for cell in tuning.cells],
+            }
+            for tuning in request.tuning
+        ]
+    return content
+
+
+def _cell_as_written(cell: Cell) -> dict[str, Any]:
+    content: dict[str, Any] = {
+        "name": cell.name,
+        "row": cell.row,
+        "axes": cell.axes,
+        "seed": cell.seed,
+        "run_id": cell.run_id,
+    }
+    if cell.tuned:
+        content["tuned"] = cell.tuned
+    if cell.candidates:
+        content["candidates"] = [{"values": one.values, "run_id": one.run_id} for one in cell.candidates]
+    return content
+
+
+def _check_record(record: Mapping[str, Any], run_id: str) -> None:
+    """Raises TypeError where a record of a run is not what those who read it count on."""
+    _expect(record["run_id"] == run_id, "run_id", record["run_id"], f"{run_id}, as its directory is called")
+    _expect(record["status"] in FINAL, "status", record["status"], " or ".join(FINAL))
+    _expect(isinstance(record["metrics"], dict), "metrics", record["metrics"], "metrics by name")
+    attempt, cost = record.get("attempt", 1), record.get("cost", {})
+    _expect(type(attempt) is int, "attempt", attempt, "a number")
+    _expect(isinstance(cost, dict), "cost", cost, "numbers by name")
+    for name, value in cost.items():
+        _expect(type(value) in (int, float), f"cost.{name}", value, "a number")
+    provenance = record.get("provenance", {})
+    _expect(isinstance(provenance, dict), "provenance", provenance, "facts by name")
+    for name in ("exec", "trunk"):
+        part = provenance.get(name)
+        _expect(part is None or isinstance(part, dict), f"provenance.{name}", part, "facts by name")
+    for name in ("host", "device", "device_name", "processor"):
+        word = provenance.get(name)
+        _expect(word is None or isinstance(word, str), f"provenance.{name}", word, "a text")
+
+
+def _check_eval_record(record: Mapping[str, Any], run_id: str) -> None:
+    """Raises TypeError where a record of an evaluation is not what those who read it count on."""
+    _expect(record["run_id"] == run_id, "run_id", record["run_id"], f"{run_id}, as its directory is called")
+    _expect(isinstance(record["metrics"], dict), "metrics", record["metrics"], "metrics by name")
+    of = record.get("eval", {})
+    _expect(isinstance(of, dict), "eval", of, "settings")
+    _expect(isinstance(of.get("kind", ""), str), "eval.kind", of.get("kind"), "a text")
+
+
+def _request(content: Mapping[str, Any]) -> Request:
+    """A request as it was written. Raises TypeError, KeyError and AttributeError for what is none."""
+    for key in ("sweep", "created_at"):
+        _expect(isinstance(content[key], str), key, content[key], "a text")
+    _expect(_are_texts(content["overrides"]), "overrides", content["overrides"], "a list of texts")
+    report = content["report"]
+    _expect(isinstance(report, dict), "report", report, "settings, such as a title")
+    for key, value in report.items():
+        _expect(isinstance(value, str) or _are_texts(value), f"report.{key}", value, "a text, or a list of them")
+    return Request(
+        sweep=content["sweep"],
+        overrides=tuple(content["overrides"]),
+        created_at=content["created_at"],
+        report=report,
+        cells=tuple(_cells(content["cells"], "cells")),
+        tuning=tuple(_tuning(tuning, f"tuning[{i}]") for i, tuning in enumerate(content.get("tuning", ()))),
+    )
+
+
+def _cells(contents: Iterable[Mapping[str, Any]], where: str) -> Iterator[Cell]:
+    for i, content in enumerate(contents):
+        try:
+            yield _cell(content)
+        except (TypeError, KeyError, AttributeError) as error:
+            raise TypeError(f"{where}[{i}]: {error}") from error
 
 
 def _cell(content: Mapping[str, Any]) -> Cell:
     candidates = tuple(Candidate(**candidate) for candidate in content.get("candidates", ()))
-    return Cell(**{**content, "candidates": candidates})
+    cell = Cell(**{**content, "candidates": candidates})
+    _expect(isinstance(cell.name, str), "name", cell.name, "a text")
+    _expect(isinstance(cell.row, str), "row", cell.row, "a text")
+    _expect(isinstance(cell.axes, dict), "axes", cell.axes, "settings")
+    _expect(isinstance(cell.tuned, dict), "tuned", cell.tuned, "settings")
+    _expect(cell.seed is None or isinstance(cell.seed, int), "seed", cell.seed, "a whole number")
+    for run_id in (cell.run_id, *(candidate.run_id for candidate in candidates)):
+        _expect(run_id is None or _is_id(run_id), "run_id", run_id, "12 hexadecimal digits")
+    return cell
 
 
-def _tuning(content: Mapping[str, Any]) -> Tuning:
+def _tuning(content: Mapping[str, Any], where: str) -> Tuning:
     settings = {key: tuple(values) for key, values in content["settings"].items()}
-    return Tuning(**{**content, "settings": settings, "cells": tuple(map(_cell, content["cells"]))})
+    return Tuning(**{**content, "settings": settings, "cells": tuple(_cells(content["cells"], f"{where}.cells"))})
+
+
+def _expect(fits: bool, where: str, got: object, expected: str) -> None:
+    if not fits:
+        raise TypeError(f"{where} = {got!r}: expected {expected}")
+
+
+def _are_texts(value: object) -> bool:
+    return isinstance(value, list) and all(isinstance(item, str) for item in value)
+
+
+def _is_id(value: object) -> bool:
+    return isinstance(value, str) and _ID.fullmatch(value) is not None
 
 
 _REMEDY = "expected a directory on a disk with room that you may write to; choose another with store.root=DIR"
@@ -839,7 +952,7 @@ def read_json(path: Path) -> dict[str, Any] | None:
         value = json.loads(text)
         if not isinstance(value, dict):
             raise ValueError("not a JSON object")
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise _damaged(path, f"{error}; {len(text)} characters") from error
     return value
 

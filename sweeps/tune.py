@@ -17,7 +17,7 @@ from hybrid.budget import parse_count
 from hybrid.decode import did_you_mean
 from hybrid.spec import ConfigError
 from sweeps.identity import cell_name, short_keys, show_value
-from sweeps.store import Cell, CellStatus, Request, Status, Store, StoreError, Tuning
+from sweeps.store import Cell, CellStatus, Records, Request, Status, StoreError, Tuning
 
 UNTUNED: Final = "untuned"
 TUNE: Final = "tune"  # what the names of tuning runs have in them
@@ -253,8 +253,8 @@ def _place(cell: Cell) -> tuple[str, str]:
     return cell.row, json.dumps(cell.axes, sort_keys=True)
 
 
-def choose(request: Request, store: Store) -> Choices:
-    """What the store's records say of every choice that the request waits for."""
+def choose(request: Request, store: Records) -> Choices:
+    """What the records say of every choice that the request waits for."""
     found: list[Choice] = []
     by_place: dict[tuple[str, str], Choice] = {}
     for tuning in request.tuning:
@@ -291,7 +291,7 @@ def chosen_candidate(cell: Cell, choices: Choices) -> int | None:
     return [_key(candidate.values) for candidate in cell.candidates].index(_key(choice.values))
 
 
-def status_of(cell: Cell, store: Store) -> CellStatus:
+def status_of(cell: Cell, store: Records) -> CellStatus:
     """What became of the cell's run; "untuned" where it is not known yet which run that is."""
     return UNTUNED if cell.run_id is None else store.status(cell.run_id)
 
@@ -314,13 +314,13 @@ class _Score:
     loss_nats: float
 
 
-def _choose(tuning: Tuning, cells: Sequence[Cell], store: Store) -> Choice:
+def _choose(tuning: Tuning, cells: Sequence[Cell], store: Records) -> Choice:
     of = _called(tuning, cells)
-    records: list[tuple[Cell, dict[str, Any] | None]] = [(cell, _record(store, cell)) for cell in cells]
+    records: list[tuple[Cell, Mapping[str, Any] | None]] = [(cell, _record(store, cell)) for cell in cells]
     if any(record is None for _, record in records):
         left = [cell for cell, record in records if record is None]
         return Choice(of=of, values=None, reason=_still_missing(left, len(cells), store), settled=False, warnings=())
-    groups: dict[str, list[dict[str, Any]]] = {}
+    groups: dict[str, list[Mapping[str, Any]]] = {}
     values: dict[str, Mapping[str, Any]] = {}
     for cell, record in records:
         assert record is not None
@@ -343,7 +343,7 @@ def _choose(tuning: Tuning, cells: Sequence[Cell], store: Store) -> Choice:
     return Choice(of=of, values=chosen, reason=None, settled=True, warnings=tuple(warnings))
 
 
-def _record(store: Store, cell: Cell) -> dict[str, Any] | None:
+def _record(store: Records, cell: Cell) -> Mapping[str, Any] | None:
     assert cell.run_id is not None
     try:
         return store.record(cell.run_id)
@@ -359,7 +359,7 @@ def _called(tuning: Tuning, cells: Sequence[Cell]) -> str:
     return cell_name(cells[0].row, cells[0].axes, None, short_keys([*cells[0].axes, *tuning.settings]))
 
 
-def _still_missing(left: Sequence[Cell], total: int, store: Store) -> str:
+def _still_missing(left: Sequence[Cell], total: int, store: Records) -> str:
     """Which tuning runs have no result yet, and, of those that failed, their names."""
     statuses: dict[str, Status] = {cell.name: store.status(cell.run_id) for cell in left if cell.run_id is not None}
     counts = Counter(statuses.values())

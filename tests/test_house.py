@@ -96,6 +96,7 @@ def test_analysis_reads_the_store_and_never_trains(repo: Path) -> None:
         "sweeps.tune",
         "sweeps.index",
         "sweeps.columns",
+        "sweeps.hours",  # what attempts took: arithmetic over what the store has
         "sweeps.power",  # what seeds can tell apart: arithmetic, which imports nothing of ours
         "sweeps.compose",  # a Composer for `reference`, whose rows are sweeps' cells: Hydra is imported when it is used
         *(f"hybrid.{name}" for name in TORCH_FREE),

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from analysis import stats
 from analysis.contrasts import Mark
-from analysis.render.text import group_sizes, header_of, marks, numeric, one_line, texts
+from analysis.render.text import group_sizes, header_of, numeric, one_line, texts
 from analysis.tables.table import Column, Shift, Table, Value
 
 _SIGNS: Final[dict[Mark, tuple[str, str]]] = {
@@ -21,10 +21,11 @@ _SIGNS: Final[dict[Mark, tuple[str, str]]] = {
 
 def html(table: Table[Any]) -> str:
     """A `section`: heading, table, notes."""
-    right = numeric(table)
+    right, words = numeric(table), texts(table)
+    differs = [len({line[i] for line in words}) > 1 for i in range(len(table.columns))]
     head = "".join(
-        _head(column, is_number, differs)
-        for column, is_number, differs in zip(table.columns, right, _differing(table), strict=True)
+        _head(column, is_number, is_differing)
+        for column, is_number, is_differing in zip(table.columns, right, differs, strict=True)
     )
     lines = [
         f'<section class="table" data-name="{escape(table.name)}">',
@@ -34,11 +35,8 @@ def html(table: Table[Any]) -> str:
         f"<thead><tr>{head}</tr></thead>",
         "<tbody>",
     ]
-    for row, words, row_marks, size in zip(table.rows, texts(table), marks(table), group_sizes(table), strict=True):
-        cells = "".join(
-            _cell(column.value(row), text, mark, is_number)
-            for column, text, mark, is_number in zip(table.columns, words, row_marks, right, strict=True)
-        )
+    for values, line, marks, size in zip(table.values, words, table.marks, group_sizes(table), strict=True):
+        cells = "".join(map(_cell, values, line, marks, right))
         begins = ' class="group"' if table.grouped and size > 0 else ""
         lines.append(f"<tr{begins}>{cells}</tr>")
     lines += ["</tbody>", "</table>", "</div>"]
@@ -53,11 +51,6 @@ def html(table: Table[Any]) -> str:
 def escape(text: str) -> str:
     """Text that is nothing but text, between tags and within quotation marks."""
     return _html.escape(one_line(text), quote=True)
-
-
-def _differing(table: Table[Any]) -> list[bool]:
-    words = texts(table)
-    return [len({line[i] for line in words}) > 1 for i in range(len(table.columns))]
 
 
 def _head(column: Column[Any], is_number: bool, differs: bool) -> str:

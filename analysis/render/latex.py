@@ -3,7 +3,7 @@
 from typing import Any, Final
 
 from analysis.contrasts import Mark
-from analysis.render.text import group_sizes, marks, numeric, one_line, texts
+from analysis.render.text import group_sizes, numeric, one_line, texts
 from analysis.tables.table import Column, Table
 
 PACKAGES: Final = ("booktabs", "graphicx", "multirow")
@@ -108,7 +108,7 @@ def _character(character: str) -> str:
 def _body(table: Table[Any]) -> list[str]:
     lines: list[str] = []
     sizes = group_sizes(table)
-    for line, line_marks, size in zip(texts(table), marks(table), sizes, strict=True):
+    for line, line_marks, size in zip(texts(table), table.marks, sizes, strict=True):
         cells = [_marked(latex_text(text), mark) for text, mark in zip(line, line_marks, strict=True)]
         if table.grouped and size == 0:
             cells[0] = ""

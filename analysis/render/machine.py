@@ -15,13 +15,13 @@ def as_csv(table: Table[Any]) -> str:
     """One header line, one line a row, numbers in full; a value with an interval spreads over several columns."""
     header: list[str] = []
     columns: list[list[list[Any]]] = []
-    for column in table.columns:
-        values = [column.value(row) for row in table.rows]
+    for i, column in enumerate(table.columns):
+        values = [line[i] for line in table.values]
         parts = [{} if value is None else _parts(column.key, value) for value in values]
         names = list(dict.fromkeys(name for part in parts for name in part)) or [column.key]
         header += names
         columns.append([["" if part.get(name) is None else part[name] for name in names] for part in parts])
-        marks = [column.mark(row) for row in table.rows]
+        marks = [line[i] for line in table.marks]
         if any(marks):
             header.append(f"{column.key}_mark")
             columns.append([[mark or ""] for mark in marks])
@@ -40,8 +40,14 @@ def as_json(tables: Sequence[Table[Any]]) -> str:
             "name": table.name,
             "title": table.title,
             "columns": [{"key": c.key, "header": c.header, "better": c.better} for c in table.columns],
-            "rows": [{c.key: _plain(c.value(row)) for c in table.columns} for row in table.rows],
-            "marks": [{c.key: mark for c in table.columns if (mark := c.mark(row))} for row in table.rows],
+            "rows": [
+                {column.key: _plain(value) for column, value in zip(table.columns, values, strict=True)}
+                for values in table.values
+            ],
+            "marks": [
+                {column.key: mark for column, mark in zip(table.columns, marks, strict=True) if mark}
+                for marks in table.marks
+            ],
             "caption": list(table.caption),
             "footnotes": list(table.footnotes),
         }

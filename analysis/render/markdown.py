@@ -3,11 +3,14 @@
 import re
 import unicodedata
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
 from analysis.contrasts import Mark
-from analysis.render.text import header_of, marks, numeric, one_line, texts
+from analysis.render.text import header_of, numeric, one_line, texts
 from analysis.tables.table import Table
+
+_MARKUP: Final = re.compile(r"[\\`*<|~]|(?<![^\W_])_|_(?![^\W_])|&(?=#?\w+;)|(?<=\])\(")
+_OF_LINES: Final = re.compile(r"^[#>+-]")
 
 
 def markdown(table: Table[Any]) -> str:
@@ -15,10 +18,10 @@ def markdown(table: Table[Any]) -> str:
     header = [_escaped(header_of(column)) for column in table.columns]
     body = [
         [_marked(_escaped(text), mark) for text, mark in zip(line, line_marks, strict=True)]
-        for line, line_marks in zip(texts(table), marks(table), strict=True)
+        for line, line_marks in zip(texts(table), table.marks, strict=True)
     ]
     right = numeric(table)
-    widths = [max(3, *(_width(line[i]) for line in [header, *body])) for i in range(len(header))]
+    widths = [max(3, *map(_width, cells)) for cells in zip(header, *body, strict=True)]
 
     def line(cells: Sequence[str]) -> str:
         padded = (_pad(cell, width, to_right) for cell, width, to_right in zip(cells, widths, right, strict=True))
@@ -51,11 +54,13 @@ def _escaped(text: str, *, starts_line: bool = False) -> str:
     A terminal reader is better off without needless backslashes, so `_` is escaped only at the edge of a word, `&`
     only where an entity begins, and `#`, `>`, `-`, `+` only where they begin a line.
     """
-    escaped = re.sub(r"[\\`*<|~]|(?<![^\W_])_|_(?![^\W_])|&(?=#?\w+;)|(?<=\])\(", r"\\\g<0>", one_line(text))
-    return re.sub(r"^[#>+-]", r"\\\g<0>", escaped) if starts_line else escaped
+    escaped = _MARKUP.sub(r"\\\g<0>", one_line(text))
+    return _OF_LINES.sub(r"\\\g<0>", escaped) if starts_line else escaped
 
 
 def _width(text: str) -> int:
+    if text.isascii():
+        return len(text)
     return sum(2 if unicodedata.east_asian_width(c) in "WF" else not unicodedata.combining(c) for c in text)
 
 

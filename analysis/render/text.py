@@ -3,7 +3,6 @@
 import unicodedata
 from typing import Any, Final
 
-from analysis.contrasts import Mark
 from analysis.tables.table import Column, Table, Value
 
 NOTHING: Final = "–"
@@ -12,16 +11,13 @@ ARROWS: Final = {"higher": "↑", "lower": "↓"}
 
 def texts(table: Table[Any]) -> list[list[str]]:
     """The words of every cell."""
-    return [[text_of(column, column.value(row)) for column in table.columns] for row in table.rows]
+    return [
+        [text_of(column, value) for column, value in zip(table.columns, values, strict=True)] for values in table.values
+    ]
 
 
 def text_of(column: Column[Any], value: Value) -> str:
     return NOTHING if value is None or value == "" else column.fmt(value)
-
-
-def marks(table: Table[Any]) -> list[list[Mark | None]]:
-    """The mark of every cell."""
-    return [[column.mark(row) for column in table.columns] for row in table.rows]
 
 
 def header_of(column: Column[Any]) -> str:
@@ -31,12 +27,12 @@ def header_of(column: Column[Any]) -> str:
 
 def numeric(table: Table[Any]) -> list[bool]:
     """Whether each column holds no words, and so goes flush right."""
-    return [not any(isinstance(column.value(row), str) for row in table.rows) for column in table.columns]
+    return [not any(isinstance(values[i], str) for values in table.values) for i in range(len(table.columns))]
 
 
 def group_sizes(table: Table[Any]) -> list[int]:
     """For each row, how many belong to the group that begins there, 0 where none does; 1 in a table without groups."""
-    firsts = [table.columns[0].value(row) for row in table.rows] if table.columns else []
+    firsts = [values[0] for values in table.values] if table.columns else []
     sizes: list[int] = []
     begin = 0
     for i, first in enumerate(firsts):
@@ -52,4 +48,6 @@ def group_sizes(table: Table[Any]) -> list[int]:
 def one_line(text: str) -> str:
     """Text without line breaks, and without what would command a terminal or break a file: control characters."""
     flat = " ".join(text.split())
+    if flat.isprintable():
+        return flat
     return "".join("\ufffd" if unicodedata.category(c) in ("Cc", "Cs") else c for c in flat)

@@ -6,16 +6,15 @@ until it ended.
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from statistics import fmean
 from typing import Any, Final, final
 
 from analysis.load import CellResult, Results
 from analysis.tables.table import Column, Table, Value
 from analysis.tables.words import NAMES_SHOWN, count, number, show_flops, si
+from sweeps.hours import S_AN_HOUR, attempt_hours, devices, record_hours
 from sweeps.store import Attempts, Records, Store
 
-_S_AN_HOUR: Final = 3600.0
 _CONVENTIONS: Final = {"paper_train_flops": "FLOPs (paper)", "full_train_flops": "FLOPs (full)"}
 
 
@@ -124,7 +123,7 @@ def _add_paid(line: _Sum, cell: CellResult) -> None:
     line.add_hours(unit, device_hours(cell))
     speed = cell.provenance.get("preflight_tokens_per_s")
     if speed and tokens is not None:
-        hours = tokens / float(speed) / _S_AN_HOUR * _devices(cell.provenance)
+        hours = tokens / float(speed) / S_AN_HOUR * devices(cell.provenance)
         line.predicted[unit] = line.predicted.get(unit, 0.0) + hours
     else:
         line.unpredicted += 1
@@ -143,7 +142,7 @@ def _plan_of(cells: Sequence[CellResult]) -> _Planned | None:
     if known is None or known.spec is None:
         return None
     speeds = [
-        (device_unit(cell.provenance), _devices(cell.provenance) / speed / _S_AN_HOUR)
+        (device_unit(cell.provenance), devices(cell.provenance) / speed / S_AN_HOUR)
         for cell in cells
         if cell.status == "done" and (speed := cell.number("tokens_per_s"))
     ]
@@ -183,20 +182,7 @@ def _add_trunk(line: _Sum, attempts: Attempts) -> None:
 
 def device_hours(cell: CellResult) -> float | None:
     """Hours of all devices of the attempt that made the record; None where it does not say."""
-    seconds = _between(cell.provenance.get("started_at"), cell.provenance.get("finished_at"))
-    if seconds is None and (whole := cell.number("wall_s")) is not None:
-        seconds = whole - float((cell.provenance.get("trunk") or {}).get("wall_s", 0.0))
-    return None if seconds is None else seconds / _S_AN_HOUR * _devices(cell.provenance)
-
-
-def attempt_hours(attempts: Attempts, number_: int) -> float | None:
-    """Hours of all devices of an attempt, by when it began and said that it ended, else by its metric lines."""
-    facts, error = attempts.job(number_) or {}, attempts.error(number_) or {}
-    seconds = _between(facts.get("started_at"), error.get("at"))
-    if seconds is None:
-        _, _, last = attempts.ends(number_)
-        seconds = None if last is None else float(last.get("wall_s") or 0.0)
-    return None if seconds is None else seconds / _S_AN_HOUR * _devices(facts)
+    return record_hours({"metrics": cell.metrics, "provenance": cell.provenance})
 
 
 def device_unit(facts: Mapping[str, Any]) -> str:
@@ -204,18 +190,6 @@ def device_unit(facts: Mapping[str, Any]) -> str:
     execution = facts.get("exec") or {}
     device = str(execution.get("device") or facts.get("device") or "cpu")
     return "CPU-hours" if device.startswith("cpu") else "GPU-hours"
-
-
-def _devices(facts: Mapping[str, Any]) -> int:
-    execution = facts.get("exec") or {}
-    return int(execution.get("nodes", 1)) * int(execution.get("gpus_per_node", 1))
-
-
-def _between(began: object, ended: object) -> float | None:
-    try:
-        return (datetime.fromisoformat(str(ended)) - datetime.fromisoformat(str(began))).total_seconds()
-    except (ValueError, TypeError):
-        return None
 
 
 def _columns(lines: Sequence[_Sum]) -> Iterator[Column[_Sum]]:

@@ -20,10 +20,9 @@ from analysis.tables.probe import SOLVED
 from analysis.tables.words import NAMES_SHOWN, count, metric_better, show_p
 from hybrid.spec import ConfigError
 from sweeps.cells import UNNAMED
-from sweeps.index import Index
+from sweeps.index import Index, records_for
 from sweeps.store import Request, Store, StoreError, request_id
 
-MANY_CELLS: Final = 200
 _TITLE: Final = 90
 MOST_PARTS: Final = 40
 
@@ -136,8 +135,7 @@ def report_of(
 
     Raises ConfigError where an option of the tables fits none of the requests.
     """
-    many = sum(len(request.all_cells) for request in requests) >= MANY_CELLS
-    source: Store | Index = Index(store) if many else store
+    source = records_for(store, sum(len(request.all_cells) for request in requests))
     reports = tuple(_request(source, store, request, options) for request in requests)
     if options.words() and reports and all(report.problem for report in reports):
         raise ConfigError([f"{report.id}: {report.problem}" for report in reports])
@@ -153,7 +151,6 @@ def report_of(
 
 def _request(source: "Store | Index", store: Store, request: Request, options: Options) -> RequestReport:
     """What cannot be read of one request does not keep the others from being shown."""
-    given: object = request.report
     as_typed = textwrap.shorten(" ".join((request.sweep, *request.overrides)), _TITLE, placeholder=" ...")
     report = RequestReport(
         id=request_id(request),
@@ -163,9 +160,7 @@ def _request(source: "Store | Index", store: Store, request: Request, options: O
         asked_at=request.created_at[:19],
         commands=tuple(_commands(request, options)),
     )
-    if not isinstance(given, Mapping):
-        return replace(report, problem=f"its report is {given!r}: expected settings, such as a title")
-    report = replace(report, title=str(given.get("title") or as_typed))
+    report = replace(report, title=str(request.report.get("title") or as_typed))
     if not request.cells:
         return replace(report, problem="it has no cells")
     try:

@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import fields
-from typing import Final
+from typing import Any, Final
 
 from analysis import stats
 from analysis.load import STATUS_WORDS, Group, Results, TuningRuns, axis_text
@@ -12,7 +12,7 @@ from analysis.tables.settings import SETTINGS
 from analysis.tables.table import Column, Table
 from analysis.tables.words import count, listed, metric_header, show_flops, show_layout, si
 from hybrid.equivalence import equivalence_classes
-from hybrid.spec import ModelSpec
+from hybrid.spec import ModelSpec, RunSpec
 from sweeps.identity import short_keys
 
 MATCHED: Final = 0.05
@@ -81,10 +81,11 @@ def _symmetry_notes(results: Results) -> list[str]:
     """Rows that are one model, trained alike: what tells their results apart is chance."""
     alike: dict[tuple[object, ...], dict[str, ModelSpec]] = {}
     runs: dict[str, str | None] = {}
+    settings = [one.name for one in fields(RunSpec) if one.name not in _NOT_ALIKE]
     for group in results.groups:
         spec = next(iter(group.specs), None)
         if spec is not None:
-            rest = tuple(getattr(spec, f.name) for f in fields(spec) if f.name not in _NOT_ALIKE)
+            rest = tuple(getattr(spec, name) for name in settings)
             alike.setdefault(rest, {})[group.label] = spec.model
             runs[group.label] = group.cells[0].run_id
     notes = []
@@ -105,14 +106,14 @@ def _unshown_notes(results: Results) -> list[str]:
     if "scale" in results.axes:
         return []
     found: dict[str, dict[object, None]] = {}
-    for group in results.groups:
-        for spec in group.specs[:1]:
-            parts = ("optim", spec.optim), ("schedule", spec.schedule), ("model", spec.model), ("", spec)
-            for name, part in parts:
-                for one in fields(part):
-                    key = f"{name}.{one.name}".lstrip(".")
-                    if key not in _SHOWN:
-                        found.setdefault(key, {})[getattr(part, one.name)] = None
+    firsts = [spec for group in results.groups for spec in group.specs[:1]]
+    for name in ("optim", "schedule", "model", ""):
+        # Most rows have most of their parts in common.
+        parts = dict.fromkeys(getattr(spec, name) for spec in firsts) if name else firsts
+        for kind in dict.fromkeys(map(type, parts)):
+            for one, key in _unshown(name, kind):
+                of_kind = (getattr(part, one) for part in parts if type(part) is kind)
+                found.setdefault(key, {}).update(dict.fromkeys(of_kind))
     shown = {*results.axes, *(key for tuning in results.tuning for key in tuning.settings)}
     differing = [
         f"{key} ({', '.join(map(axis_text, values)) if len(values) <= 4 else f'{len(values)} values'})"
@@ -120,6 +121,12 @@ def _unshown_notes(results: Results) -> list[str]:
         if len(values) > 1 and key not in shown
     ]
     return [f"Rows differ too in {', '.join(differing)}."] if differing else []
+
+
+def _unshown(name: str, kind: type[Any]) -> list[tuple[str, str]]:
+    """The fields of a part of a spec that no column shows, and what they are called in full."""
+    keys = ((one.name, f"{name}.{one.name}".lstrip(".")) for one in fields(kind))
+    return [(one, key) for one, key in keys if key not in _SHOWN]
 
 
 def _problem_notes(results: Results) -> list[str]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Generic, Literal, TypeVar, final
 
 from analysis import stats
@@ -57,3 +58,13 @@ class Table(Generic[RowT]):
     caption: tuple[str, ...]
     footnotes: tuple[str, ...]
     grouped: bool = False
+
+    @cached_property
+    def values(self) -> tuple[tuple[Value, ...], ...]:
+        """What each column shows of each row, by row."""
+        return tuple(tuple(column.value(row) for column in self.columns) for row in self.rows)
+
+    @cached_property
+    def marks(self) -> tuple[tuple[Mark | None, ...], ...]:
+        """The mark of every cell, by row."""
+        return tuple(tuple(column.mark(row) for column in self.columns) for row in self.rows)

@@ -202,13 +202,18 @@ def load_checkpoint(path: Path, device: torch.device) -> Checkpoint:
     return Checkpoint(owner=header["run_id"], step=header["step"], attempt=header["attempt"], state=state, path=path)
 
 
-def save_final_weights(path: Path, model: nn.Module) -> None:
-    """Export what a trained model consists of as safetensors: whole under its name, or not there. Raises OSError."""
+def save_final_weights(path: Path, model: nn.Module) -> str:
+    """Export what a trained model consists of as safetensors: whole under its name, or not there. Gives its SHA-256.
+
+    Raises OSError.
+    """
     tensors = {name: tensor.detach().contiguous() for name, tensor in _trained(model).items()}
+    content = safetensors.torch.save(tensors)
     make_dir(path.parent)
     temporary = path.with_name(f".{path.name}-{socket.gethostname()}-{os.getpid()}.tmp")
     with _appearing(path, temporary, os.replace) as file:
-        file.write(safetensors.torch.save(tensors))
+        file.write(content)
+    return hashlib.sha256(content).hexdigest()
 
 
 def load_final_weights(path: Path, model: nn.Module) -> None:

@@ -136,9 +136,10 @@ def _train(
         )
     measured = measuring.facts()
     weights = store.weights_path(run_id, attempt.number)
+    made: dict[str, Any] = {}
     if outcome.status == "done":
         check_there(attempt)
-        save_final_weights(weights, outcome.model)
+        made["weights_sha256"] = save_final_weights(weights, outcome.model)
     record = {
         "schema": RECORD_SCHEMA,
         "run_id": run_id,
@@ -147,6 +148,7 @@ def _train(
         "spec": encode(run),
         "cost": asdict(run_cost(run)),
         "metrics": outcome.metrics,
+        **made,
         "provenance": provenance(store, run, execution)
         | {"user": job["user"], "slurm": job["slurm"], "trunk": _trunk_part(store, attempt)}
         | {"started_at": job["started_at"], "finished_at": now()}

@@ -1,3 +1,4 @@
+import gc
 import json
 import os
 import subprocess
@@ -186,7 +187,7 @@ def test_a_table_of_many_runs_goes_through_the_index_and_is_the_same(
     assert main(arguments) == 0
     directly = capsys.readouterr().out
     assert not (demo.store.root / "index.runs").exists()
-    monkeypatch.setattr("analysis.__main__.MANY_CELLS", 1)
+    monkeypatch.setattr("sweeps.index.FEWEST_RUNS", 1)
     for _ in range(2):  # made, then read
         assert main(arguments) == 0
         assert capsys.readouterr().out == directly
@@ -205,9 +206,16 @@ def test_evaluations_and_unreadable_records_are_the_same_through_the_index(
     arguments = ["tables", "demo_text", "--store", str(text.store.root)]
     printed = []
     for many in (1000, 1):
-        monkeypatch.setattr("analysis.__main__.MANY_CELLS", many)
+        monkeypatch.setattr("sweeps.index.FEWEST_RUNS", many)
         for metric in ("val_loss_nats", "pg19_loss_nats", "pg19.pg19_loss_nats"):
             assert main([*arguments, "--metric", metric]) == 0
         printed.append(capsys.readouterr().out)
     assert printed[0] == printed[1]
     assert "Unreadable" in printed[0]
+
+
+@pytest.mark.parametrize("name", ["demo", "no such request"])
+def test_the_collector_of_garbage_is_left_as_it_was(demo: Any, name: str) -> None:
+    before = gc.get_threshold()
+    assert main(["tables", name, "--store", str(demo.store.root)]) == (0 if name == "demo" else 2)
+    assert gc.get_threshold() == before

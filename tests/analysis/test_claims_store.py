@@ -17,7 +17,7 @@ from analysis.reference.compare import Sweeps
 from analysis.reference.printed import read_printed
 from hybrid.spec import ConfigError
 from sweeps.compose import Composer
-from tests.analysis.conftest import Book
+from tests.book import Book
 
 LAYOUTS = {"1:0": "AAAA", "0:1": "MMMM", "1:1": "MAMA", "1:3": "MMAM", "1:5": "MMMAMM", "1:12": "MMMMMMAMMMMMM"}
 AS_CLAIMED = {"1:0": 1.60, "0:1": 1.58, "1:1": 1.40, "1:3": 1.44, "1:5": 1.48, "1:12": 1.52}

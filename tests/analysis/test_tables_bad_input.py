@@ -63,6 +63,53 @@ def test_a_damaged_request_is_named_where_none_fits(book: Any, capsys: pytest.Ca
     assert str(path) in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"report": "hello"}, "report = 'hello': expected settings, such as a title"),
+        ({"report": {"caption": 5}}, "report.caption = 5: expected a text, or a list of them"),
+        ({"report": {"metric": ["a", {}]}}, "report.metric = ['a', {}]: expected a text"),
+        ({"overrides": "seed=1"}, "overrides = 'seed=1': expected a list of texts"),
+        ({"sweep": ["demo"]}, "sweep = ['demo']: expected a text"),
+        ({"cells": [{"name": "a"}]}, "cells[0]: "),
+        ({"cells": ["a"]}, "cells[0]: "),
+        ({"cells": 7}, "not iterable"),
+    ],
+)
+@pytest.mark.parametrize("name", ["demo", "latest"])
+def test_a_request_with_a_wrong_field_is_one_line_that_names_file_and_field(
+    book: Any, name: str, change: dict[str, Any], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    book.losses("a", "A", [1.5])
+    book.request("another")
+    book.losses("a", "AA", [1.5])
+    book.request()
+    path = next(path for path in map(Path, book.store.request_files()) if path.parent.name == "demo")
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    assert tables(book.store.root, name) == 2
+    (error,) = capsys.readouterr().err.splitlines()
+    assert error.startswith(f"error: {path}: damaged (")
+    assert said in error
+    assert tables(book.store.root, "another") == 0
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("run_id", "../../etc"), ("run_id", 5), ("axes", [1]), ("seed", "1"), ("row", None), ("name", 3), ("tuned", "x")],
+)
+def test_a_cell_with_a_wrong_field_is_named_by_its_number(
+    book: Any, field: str, value: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    book.losses("a", "A", [1.5, 1.6])
+    book.request()
+    (path,) = map(Path, book.store.request_files())
+    request = json.loads(path.read_text())
+    request["cells"][1][field] = value
+    path.write_text(json.dumps(request))
+    assert tables(book.store.root, "demo") == 2
+    assert f"{path}: damaged (cells[1]: {field} = {value!r}: expected " in capsys.readouterr().err
+
+
 def test_a_record_of_another_schema_is_a_line_and_a_note(text: Any, capsys: pytest.CaptureFixture[str]) -> None:
     request = find_request(text.store.requests(), "demo_text", ())
     path = text.store.record_path(request.cells[0].run_id)
@@ -72,6 +119,61 @@ def test_a_record_of_another_schema_is_a_line_and_a_note(text: Any, capsys: pyte
     assert "| 1 damaged " in out
     assert "note: Unreadable:" in out
     assert "schema 2, this version reads schema 1" in out
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("run_id", "0" * 12),
+        ("status", "happy"),
+        ("status", ["done"]),
+        ("metrics", [1]),
+        ("metrics", None),
+        ("attempt", "first"),
+        ("cost", [1]),
+        ("cost", {"non_embedding_params": "many"}),
+        ("provenance", None),
+        ("provenance", {"host": {"name": "here"}}),
+        ("provenance", {"exec": "gpu"}),
+    ],
+)
+@pytest.mark.parametrize("many", [False, True])
+def test_a_record_with_a_wrong_field_is_damaged_and_the_field_is_named(
+    book: Any, field: str, value: Any, many: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sweeps.index.FEWEST_RUNS", 1 if many else 1000)
+    book.losses("a", "A", [1.5, 1.6])
+    book.losses("b", "AA", [1.4, 1.5])
+    request = book.request()
+    path = book.store.record_path(request.cells[0].run_id)
+    path.write_text(json.dumps(json.loads(path.read_text()) | {field: value}))
+    assert tables(book.store.root, "demo") == 0
+    printed = capsys.readouterr()
+    assert "| 1 damaged " in printed.out
+    assert f"Unreadable: {path}: damaged ({field}" in printed.out.replace("\\", "")
+    assert printed.err == ""
+    out = book.store.root.parent / "report.html"
+    assert main(["report", "--claims", "none", "--out", str(out), "--store", str(book.store.root)]) == 0
+
+
+@pytest.mark.parametrize("content", ["[" * 100_000, '{"a":' * 100_000, "\ufeff{}", '{"schema": 1e999}'])
+def test_a_record_that_no_reader_gets_through_is_damaged(
+    book: Any, content: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    book.losses("a", "A", [1.5, 1.6])
+    book.store.record_path(book.request().cells[0].run_id).write_text(content)
+    assert tables(book.store.root, "demo") == 0
+    assert "1 damaged" in capsys.readouterr().out
+
+
+def test_an_evaluation_with_a_wrong_field_is_left_out(book: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    book.losses("a", "A", [1.5, 1.6])
+    run_id = book.request().cells[0].run_id
+    for i, change in enumerate(({"metrics": [1]}, {"eval": 3}, {"eval": {"kind": []}}, {"run_id": "x"})):
+        record = {"schema": 1, "run_id": run_id, "eval": {"kind": "nll"}, "metrics": {"loss_nats": 1.0}} | change
+        book.store.publish_eval_record(run_id, str(i) * 12, record)
+    assert tables(book.store.root, "demo", "--metric", "loss_nats") == 2
+    assert "metric = loss_nats: no run of this request has it" in capsys.readouterr().err
 
 
 def test_many_unreadable_records_are_counted(book: Any) -> None:
@@ -87,7 +189,7 @@ def test_many_unreadable_records_are_counted(book: Any) -> None:
     assert "2 more records cannot be read." in table.footnotes
 
 
-@pytest.mark.parametrize("value", [math.nan, math.inf, None, "much", True])
+@pytest.mark.parametrize("value", [math.nan, math.inf, None, "much", True, 1e308, 10**400])
 def test_a_metric_that_is_no_number_is_in_no_mean_and_is_named(book: Any, value: Any) -> None:
     for seed, loss in enumerate([1.5, 1.7, value], start=1):
         spec = book.spec("A", seed, probe=False)

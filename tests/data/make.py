@@ -4,11 +4,11 @@
     python tests/data/make.py DIR        the same in another directory, to compare
 
 Nobody trained these runs: their numbers are made up, so that every kind of line is there: done, diverged, failed, not
-started, without its metric, evaluated, and with names that no format may trip over.
+started, without its metric, evaluated, and with names that no format may trip over. Records are short: neither spec nor
+cost, which are in spec.json or follow from it.
 """
 
 import json
-import math
 import shutil
 import sys
 from pathlib import Path
@@ -17,20 +17,11 @@ from typing import Any
 from analysis.check import table_files
 from analysis.load import load, request_of
 from analysis.tables import build_tables
-from hybrid.spec import (
-    AdamWSpec,
-    AttentionSpec,
-    BlockSpec,
-    Mamba2Spec,
-    ModelSpec,
-    RecallSpec,
-    RunSpec,
-    StdlibSpec,
-    StopSpec,
-    TrapezoidSpec,
-)
+from hybrid.spec import RunSpec, StdlibSpec
 from sweeps.identity import run_id
-from sweeps.store import Cell, Request, Store, make_dir
+from sweeps.store import Store
+from tests import book
+from tests.book import Book
 
 NASTY = "50% & <b>x_1</b> {a} #2"
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -41,102 +32,39 @@ OPTIONS: dict[str, dict[str, Any]] = {
 
 
 def run_spec(layout: str, seed: int, *, race: bool = False) -> RunSpec:
-    mixers = {
-        "A": AttentionSpec(n_heads=4, n_kv_heads=2, head_dim=16, rope=None),
-        "M": Mamba2Spec(
-            d_ssm=128,
-            head_dim=32,
-            d_state=16,
-            n_groups=1,
-            d_conv=4,
-            a_init_min=0.01,
-            a_init_max=2.0,
-            dt_init_min=0.001,
-            dt_init_max=0.1,
-        ),
-    }
-    data = RecallSpec(n_symbols=64, n_pairs=8, power=0.01) if race else StdlibSpec(fingerprint="0" * 16, val_percent=4)
-    return RunSpec(
-        model=ModelSpec(
-            d_model=64,
-            vocab_size=data.vocab_size,
-            tie_embeddings=True,
-            norm_eps=1e-5,
-            init_std=0.02,
-            blocks=tuple(BlockSpec(mixer=mixers[letter], ffn=None) for letter in layout),
-        ),
-        data=data,
-        optim=AdamWSpec(lr=0.002, beta1=0.9, beta2=0.95, eps=1e-8, weight_decay=0.1, grad_clip=1.0),
-        schedule=TrapezoidSpec(warmup_tokens=81920, cooldown_tokens=0),
-        stop=StopSpec(metric="accuracy", threshold=0.9, every_tokens=81920, examples=256) if race else None,
-        train_tokens=4_915_200,
-        batch_tokens=4096,
-        seq_len=64,
-        dtype="float32",
-        init_seed=seed,
-        data_seed=seed,
-    )
+    corpus = StdlibSpec(fingerprint="0" * 16, val_percent=4)
+    return book.run_spec(layout, seed, probe=race, corpus=corpus, d_ffn=None)
 
 
-class Writer:
-    """Runs and requests as the worker and the planner write them; but records repeat neither spec nor cost, which are
-    in spec.json or follow from it."""
+def record(made: Book, row: str, spec: RunSpec, status: str = "done", **metrics: float | None) -> None:
+    made.cell(spec, row, spec.data_seed)
+    made.record(spec, status, **{"wall_s": 24.0, "tokens_per_s": 204_800.0, **metrics})
 
-    def __init__(self, root: Path) -> None:
-        self.store = Store(root)
-        self.store.prepare()
-        self.cells: list[Cell] = []
 
-    def cell(self, row: str, spec: RunSpec) -> str:
-        seed = spec.data_seed
-        identity = run_id(spec)
-        self.cells.append(Cell(name=f"{row}/s{seed}", row=row, axes={}, seed=seed, run_id=identity))
-        return identity
+def record_losses(made: Book, row: str, layout: str, losses: list[float]) -> None:
+    for seed, loss in enumerate(losses, start=1):
+        record(made, row, run_spec(layout, seed), val_loss_nats=loss)
 
-    def done(self, row: str, spec: RunSpec, status: str = "done", **metrics: float | None) -> str:
-        identity = self.cell(row, spec)
-        self.store.publish_spec(spec)
-        if metrics.get("val_loss_nats"):
-            metrics["val_bits_per_byte"] = (metrics["val_loss_nats"] or 0.0) / math.log(2)
-        record = {
-            "schema": 1,
-            "run_id": identity,
-            "status": status,
-            "metrics": {"tokens": spec.train_tokens, "wall_s": 24.0, "tokens_per_s": 204_800.0, **metrics},
-            "provenance": {"host": "nowhere", "device": "cpu"},
-        }
-        self.store.publish_record(identity, record)
-        return identity
 
-    def losses(self, row: str, layout: str, losses: list[float]) -> list[str]:
-        return [self.done(row, run_spec(layout, seed), val_loss_nats=loss) for seed, loss in enumerate(losses, start=1)]
-
-    def failed(self, row: str, spec: RunSpec) -> None:
-        attempt = self.store.attempt_dir(self.cell(row, spec), 1)
-        self.store.publish_spec(spec)
-        make_dir(attempt)
-        (attempt / "error.json").write_text('{"class": "oom", "message": "out of memory"}\n')
-
-    def request(self, sweep: str, overrides: tuple[str, ...] = (), **report: str) -> None:
-        request = Request(
-            sweep=sweep, overrides=overrides, created_at="2026-11-21", report=report, cells=tuple(self.cells)
-        )
-        self.store.publish_request(request)
-        self.cells = []
+def ask(made: Book, sweep: str, title: str, overrides: tuple[str, ...] = ()) -> None:
+    made.request(sweep, overrides=overrides, created_at="2026-11-21", report={"title": title})
 
 
 def make_results(root: Path) -> None:
-    writer = Writer(root)
-    writer.losses("attention", "AA", [1.5012, 1.5171, 1.4983])
-    writer.losses("Mamba", "MM", [1.4876, 1.5012, 1.4843])
-    writer.losses("attention first", "AM", [1.4701, 1.4866, 1.4672])
-    writer.losses("Mamba first", "MA", [1.4699, 1.4869, 1.4680])
-    writer.losses(NASTY, "AMA", [1.6])
-    writer.done(NASTY, run_spec("AMA", 2), val_loss_nats=float("nan"))
-    writer.done(NASTY, run_spec("AMA", 3), "diverged", val_loss_nats=None)
-    writer.failed("nobody's", run_spec("MAM", 1))
-    writer.cell("nobody's", run_spec("MAM", 2))
-    writer.request("losses", title="Losses that are made up & <i>escaped</i>")
+    store = Store(root)
+    store.prepare()
+    made = Book(store, host="nowhere", in_full=False)
+    record_losses(made, "attention", "AA", [1.5012, 1.5171, 1.4983])
+    record_losses(made, "Mamba", "MM", [1.4876, 1.5012, 1.4843])
+    record_losses(made, "attention first", "AM", [1.4701, 1.4866, 1.4672])
+    record_losses(made, "Mamba first", "MA", [1.4699, 1.4869, 1.4680])
+    record_losses(made, NASTY, "AMA", [1.6])
+    record(made, NASTY, run_spec("AMA", 2), val_loss_nats=float("nan"))
+    record(made, NASTY, run_spec("AMA", 3), "diverged", val_loss_nats=None)
+    for seed in (1, 2):
+        made.cell(run_spec("MAM", seed), "nobody's", seed)
+    made.fail(run_spec("MAM", 1))
+    ask(made, "losses", "Losses that are made up & <i>escaped</i>")
 
     races: dict[str, tuple[str, list[int | None]]] = {
         "attention first": ("AM", [340, 360, 420]),
@@ -146,18 +74,18 @@ def make_results(root: Path) -> None:
         for seed, reached in enumerate(steps, start=1):
             spec = run_spec(layout, seed, race=True)
             tokens = (reached or spec.train_steps) * spec.batch_tokens
-            writer.done(row, spec, steps=reached or spec.train_steps, steps_to_threshold=reached, tokens=tokens)
-    writer.request("race", title="A race that nobody ran")
+            record(made, row, spec, steps=reached or spec.train_steps, steps_to_threshold=reached, tokens=tokens)
+    ask(made, "race", "A race that nobody ran")
 
     # The same runs by other names.
     for row, layout in (("1:0", "AA"), ("0:1", "MM"), ("1:1", "AM")):
         for seed in (1, 2, 3):
-            writer.cell(row, run_spec(layout, seed))
+            made.cell(run_spec(layout, seed), row, seed)
     first = run_id(run_spec("AA", 1))
     metrics = {"pg19_loss_nats": 2.5, "few_shot_accuracy_percent": 31.25}
     evaluation = {"schema": 1, "run_id": first, "eval": {"kind": "made_up"}, "metrics": metrics}
-    writer.store.publish_eval_record(first, "0" * 12, evaluation)
-    writer.request("table4", ("scale=toy", "sweep.seeds=3"), title="Inter-layer block ratio (Table 4)")
+    store.publish_eval_record(first, "0" * 12, evaluation)
+    ask(made, "table4", "Inter-layer block ratio (Table 4)", ("scale=toy", "sweep.seeds=3"))
 
 
 def make_tables(store: Store, directory: Path) -> None:

@@ -106,6 +106,8 @@ def test_logits_equal_those_of_the_model_that_was_evaluated(trained_run: Any, mo
 
     monkeypatch.setattr(hybrid.evals.nll, "evaluate_nll", listening)
     evaluate_one(store, resolved.run, resolved.execution)
+    expected = hashlib.sha256(store.weights_path(run, 1).read_bytes()).hexdigest()
+    assert store.record(run)["weights_sha256"] == expected
     before = torch.random.get_rng_state()
     model = hybrid.load(run, store=store.root)
     assert torch.equal(torch.random.get_rng_state(), before)

@@ -14,6 +14,7 @@ from hybrid.spec import RunSpec
 from sweeps import gc
 from sweeps.__main__ import main
 from sweeps.gc import GcSettings, Proposal, propose, remove, survey
+from sweeps.index import Index
 from sweeps.notes import add_note, pin, unpin
 from sweeps.store import RECORD_SCHEMA, Cell, Request, Store, this_process
 from sweeps.submissions import Answer, Intent, Item, Submissions
@@ -498,3 +499,27 @@ def test_usage_counts_every_file_once(store: Store, runs: list[RunSpec], capsys:
     assert found.usage["final weights"].inodes == found.usage["data"].inodes == 1
     assert main(["gc", "--usage", "--store", str(store.root)]) == 0
     assert "final weights" in capsys.readouterr().out
+
+
+def test_the_index_is_counted_as_such_and_stays_but_for_what_a_killed_writer_left(
+    store: Store, runs: list[RunSpec]
+) -> None:
+    index = Index(store)
+    finish(store, runs[0])
+    index.refresh()
+    index.metric_lines(index.final)
+    files = {path for path in tree(store.root) if path.name == "index.runs" or path.parent.name == "index.metrics"}
+    assert len(files) == 2
+    left = [path.with_name(f".{path.name}.there.1.2") for path in files]
+    for path in left:
+        path.write_bytes(b"half of it")
+    for path in tree(store.root):
+        aged(path)
+    found = survey(store)
+    assert found.usage["index"].inodes == len(files) + 1  # with the directory
+    assert found.usage["other"].inodes == 1  # what says the store's format
+    assert found.usage["temporaries"].inodes == len(left)
+    assert gone(store, GcSettings(max_bytes=1, max_inodes=1)) == set(left)
+    apply(store, GcSettings(max_bytes=1, max_inodes=1))
+    assert all(path.exists() for path in files)
+    assert Index(store).final == index.final

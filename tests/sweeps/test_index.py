@@ -23,7 +23,7 @@ from sweeps.cells import CellRun, expand
 from sweeps.columns import ABSENT, DamagedColumnsError, concatenate, from_rows, read_columns, write_columns
 from sweeps.compose import Composer
 from sweeps.identity import run_id as identify
-from sweeps.index import Index
+from sweeps.index import Index, records_for
 from sweeps.store import RECORD_SCHEMA, Store, StoreError, make_dir
 
 HOUR_NS = 3600 * 10**9
@@ -292,6 +292,21 @@ def test_a_run_that_is_moved_away_is_gone(kept: Kept, tmp_path: Path, how: str) 
     assert record is None if how != "replaced" else record["metrics"]["val_loss_nats"] == 7.5  # type: ignore[index]
 
 
+def test_few_runs_of_a_large_store_are_read_without_a_look_at_all_the_others(
+    kept: Kept, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept.finish(*range(9))
+    assert records_for(kept.store, 9) is kept.store
+    monkeypatch.setattr(index, "FEWEST_RUNS", 2)
+    assert records_for(kept.store, 1) is kept.store
+    assert isinstance(records_for(kept.store, 2), Index)
+    monkeypatch.setattr(index, "_LOOK_PER_READ", 0.5)
+    found = [isinstance(records_for(kept.store, n), Index) for n in range(2, 9)]
+    assert found == sorted(found)  # from some number on
+    assert (found[0], found[-1]) == (False, True)
+    assert records_for(Store(kept.store.root / "none"), 1) is not None
+
+
 # --- what may be wrong --------------------------------------------------------------------------
 
 
@@ -308,14 +323,25 @@ def wreck(path: Path, how: str) -> None:
             content[-5] ^= 1
             path.write_bytes(content)
         case "another schema":
+            path.write_bytes(path.read_bytes().replace(f" {index._SCHEMA} ".encode(), b" 0.1 ", 1))
+        case "a header longer than any memory":
             first, rest = path.read_bytes().split(b"\n", 1)
-            path.write_bytes(first.replace(b" index 1.1 ", b" index 0.1 ") + b"\n" + rest)
+            *words, _, checksum = first.split()
+            path.write_bytes(b" ".join([*words, b"9" * 18, checksum]) + b"\n" + rest)
+        case "garbage":
+            path.write_bytes(bytes(range(256)) * 40)
         case "a directory":
             path.unlink()
             path.mkdir()
 
 
-@pytest.mark.parametrize("how", ["missing", "empty", "cut", "flipped", "another schema", "a directory"])
+@pytest.mark.parametrize(
+    "how",
+    [
+        *("missing", "empty", "cut", "flipped", "garbage"),
+        *("another schema", "a header longer than any memory", "a directory"),
+    ],
+)
 def test_an_index_in_any_state_is_made_again(kept: Kept, how: str, looked: list[str]) -> None:
     kept.finish(0, 1)
     kept.lines(0, [{"step": 1, "lr": 0.5}])

@@ -6,12 +6,26 @@ import subprocess
 import sys
 import textwrap
 import threading
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 
+from hybrid.decode import digest
 from hybrid.spec import ConfigError
-from sweeps.store import Attempts, Cell, Request, Store, StoreError, owner_alive, publish, this_process
+from sweeps.store import (
+    Attempts,
+    Candidate,
+    Cell,
+    Request,
+    Store,
+    StoreError,
+    Tuning,
+    owner_alive,
+    publish,
+    request_id,
+    this_process,
+)
 
 
 @pytest.fixture
@@ -262,6 +276,34 @@ def test_asking_for_the_same_request_again_keeps_the_first(store: Store) -> None
     again = Request(sweep="demo", overrides=(), created_at="2027-01-01", report={}, cells=cells)
     assert store.publish_request(request) == store.publish_request(again)
     assert store.requests("demo") == [request]
+
+
+def test_a_request_is_called_by_all_that_it_asks_for_and_by_nothing_that_is_not_there(store: Store) -> None:
+    """As the first stores called it: by the JSON of its fields, those that came later left out where they are empty."""
+    candidates = tuple(
+        Candidate(values={"optim.lr": lr}, run_id=digit * 12) for lr, digit in ((1e-3, "1"), (2e-3, "2"))
+    )
+    cells = (
+        Cell(name="a/s1", row="a", axes={"depth": [1, {"of": 2}]}, seed=1, run_id="0" * 12),
+        Cell(name="a/s2", row="a", axes={}, seed=None, run_id=None, candidates=candidates),
+    )
+    tried = Cell(name="a/tune", row="a", axes={}, seed=1001, run_id="1" * 12, tuned={"optim.lr": 1e-3})
+    tuning = Tuning(settings={"optim.lr": (1e-3, 2e-3)}, per="row", metric="loss", cells=(tried,))
+    request = Request(
+        sweep="demo", overrides=("seed=1",), created_at="2026", report={"title": "t"}, cells=cells, tuning=(tuning,)
+    )
+    for asked in (request, replace(request, tuning=())):
+        fields = asdict(asked)
+        for cell in (*fields["cells"], *(cell for one in fields["tuning"] for cell in one["cells"])):
+            for name in ("tuned", "candidates"):
+                if not cell[name]:
+                    del cell[name]
+        written = {
+            name: value for name, value in fields.items() if name != "created_at" and (name != "tuning" or value)
+        }
+        assert request_id(asked) == f"demo/{digest(json.dumps(written, sort_keys=True))}"
+        store.publish_request(asked)
+    assert store.requests() == [request, replace(request, tuning=())]
 
 
 def test_a_damaged_request_is_named_and_hides_no_other(store: Store) -> None:
