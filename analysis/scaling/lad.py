@@ -119,11 +119,18 @@ def finish(data: Data, theta: Array) -> Certified:
 
 def _otherwise_met(data: Data, end: Certified) -> Certified:
     """An optimum near `end` that meets fewer points than five, where the law's own curvature holds it; else `end`."""
-    candidates = np.argsort(np.abs(_residuals(data, end.theta)), kind="stable")[:_CANDIDATES]
+    gradient = gradient_of_law(end.theta, data.x, data.z)
+    r = _residuals(data, end.theta)
+    candidates = np.argsort(np.abs(r), kind="stable")[:_CANDIDATES]
+    met = candidates[: end.active]
+    signs = np.sign(r)
+    signs[met] = 0.0
+    # On which side a point that is met falls, once it is let go, its multiplier says.
+    signs[met] = np.sign(np.linalg.lstsq(gradient[met].T, -(gradient.T @ signs), rcond=None)[0])
     best = end
     for k in range(min(P, len(candidates)), -1, -1):
         for kept in combinations(candidates, k):
-            other = met_exactly(data, end.theta, np.array(kept, dtype=np.int64))
+            other = met_exactly(data, end.theta, np.array(kept, dtype=np.int64), signs)
             if other.holds and other.objective <= end.objective * (1 + _AGREE):
                 best = other if not best.holds or other.objective < best.objective else best
     return best
@@ -182,13 +189,16 @@ def _independent(r: Array, gradient: Array) -> Indices:
     return np.array(chosen, dtype=np.int64)
 
 
-def met_exactly(data: Data, theta: Array, active: Indices) -> Certified:
-    """Newton's method from θ to where the `active` points are met and the rest is stationary; with its certificate."""
+def met_exactly(data: Data, theta: Array, active: Indices, signs: Array | None = None) -> Certified:
+    """Newton's method from θ to where the `active` points are met and the rest is stationary; with its certificate.
+
+    `signs` are those that the others' residuals will have, where they are known better than from θ.
+    """
     k = len(active)
     for _ in range(12):
         gradient = gradient_of_law(theta, data.x, data.z)
         r = _residuals(data, theta)
-        pull = np.sign(r)
+        pull = np.sign(r) if signs is None else signs.copy()
         pull[active] = 0.0
         pulled = gradient.T @ pull
         if k:
@@ -199,7 +209,7 @@ def met_exactly(data: Data, theta: Array, active: Indices) -> Certified:
         system[P:, :P] = -gradient[active]
         right = np.concatenate([pulled, -r[active]])
         step = np.linalg.lstsq(system, right, rcond=1e-14)[0][:P]
-        if not np.isfinite(step).all() or np.abs(step).max() > 0.1:
+        if not np.isfinite(step).all() or np.abs(step).max() > 1:
             break
         theta = theta + step
         if np.abs(step).max() < 1e-14:

@@ -5,7 +5,7 @@ rises where it does not (Levenberg 1944, Marquardt 1963), so that saddle points 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Final, final
 
 import numpy as np
@@ -63,21 +63,19 @@ def minimise(objective: Objective, starts: Array, rows: Indices, *, iterations: 
 
 
 def descend(
-    data: Data, starts: Array, rows: Indices, deltas: Sequence[float], *, weights: Array | None = None, last: int = 80
+    data: Data,
+    starts: Array,
+    rows: Indices,
+    deltas: Sequence[float],
+    *,
+    weights: Array | None = None,
+    between: int = 6,
+    last: int = 400,
 ) -> Minima:
     """Through a falling sequence of deltas, each from where the one before ended: far from the optimum a small delta
-    has next to no curvature. Only the last is carried to the end, within `last` steps."""
+    has next to no curvature. Only the last is carried to the end, within `last` steps; the others take `between`."""
     theta = starts
     for delta in deltas[:-1]:
-        theta = minimise(Objective(data, delta, weights), theta, rows, iterations=6).theta
+        theta = minimise(Objective(data, delta, weights), theta, rows, iterations=between).theta
     return minimise(Objective(data, deltas[-1], weights), theta, rows, iterations=last)
 
-
-def without(minima: Minima, kept: Mask) -> Minima:
-    at = minima.at
-    return replace(
-        minima,
-        theta=minima.theta[kept],
-        at=Evaluation(f=at.f[kept], g=at.g[kept], h=at.h[kept]),
-        converged=minima.converged[kept],
-    )
