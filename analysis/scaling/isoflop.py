@@ -9,7 +9,7 @@ logarithms, weighted by what noise does to each minimum, as simulated (`analysis
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Final, Literal, final
 
@@ -18,6 +18,7 @@ from scipy.interpolate import Akima1DInterpolator
 
 from analysis.scaling.law import Array, Indices
 from analysis.scaling.noise import Noise
+from analysis.scaling.parametric import Law
 from analysis.scaling.points import Point, budgets_of, sizes_of
 
 Method = Literal["akima", "quadratic"]
@@ -266,15 +267,22 @@ def _window(curve: Curve, losses: Array, options: Options) -> Indices:
 # --- the whole -------------------------------------------------------------------------------------
 
 
-def fit_isoflop(points: Sequence[Point], options: Options, noise: Noise, *, draws: int, seed: int) -> IsoFlop:
-    """Optima and lines of one group. `draws` simulated sets of losses give the weights and the intervals."""
+def fit_isoflop(
+    points: Sequence[Point], options: Options, noise: Noise, *, draws: int, seed: int, law: Law | None = None
+) -> IsoFlop:
+    """Optima and lines of one group. `draws` simulated sets of losses give the weights and the intervals.
+
+    They are drawn around the smooth `law` where there is one: around the losses themselves, a curve that noise has made
+    look sharp would be taken for certain.
+    """
     points = sorted(points, key=lambda p: (p.n, p.c, p.loss, p.trunk or ""))
     curves, measured = curves_of(points)
     loss = np.array([point.loss for point in points])
+    smooth = loss if law is None else law.loss(np.array([p.n for p in points]), np.array([p.d for p in points]))
     found = [_optimum(curve, curve.mix @ loss, options) for curve in curves]
     shared = _drawn(points, noise, draws, seed, shared=True)
     own = shared if noise.split else _drawn(points, noise, draws, seed, shared=False)
-    fits = [_simulated(curves, found, loss, simulated, options) for simulated in ([shared] if noise.split else [own, shared])]
+    fits = [_simulated(curves, found, smooth, simulated, options) for simulated in ([shared] if noise.split else [own, shared])]
     # Where it is not known how much of the noise branches share, the wider of the two counts.
     widest = max(range(len(fits)), key=lambda i: fits[i].spread)
     chosen = fits[widest]
@@ -342,36 +350,30 @@ def _drawn(points: Sequence[Point], noise: Noise, draws: int, seed: int, *, shar
 
 
 def _simulated(
-    curves: Sequence[Curve], found: Sequence[Optimum], loss: Array, drawn: Array, options: Options
+    curves: Sequence[Curve], found: Sequence[Optimum], smooth: Array, drawn: Array, options: Options
 ) -> _Fitted:
     used = [i for i, optimum in enumerate(found) if optimum.interior]
     noisy = bool(drawn.size) and bool(np.any(drawn))
     budgets = list(found)
-    log_n, log_d = {}, {}
+    log_n, log_d = [], []
     for i in used:
-        curve, losses = curves[i], curves[i].mix @ loss
+        curve, base = curves[i], curves[i].mix @ smooth
         at = np.array([math.log(found[i].n_opt)])
         if noisy:
-            moved = losses[:, None] + curve.mix @ drawn
-            at = np.concatenate([at, lowest(curve.log_n, moved, options, _window(curve, losses, options))[0]])
-        log_n[i], log_d[i] = at, np.interp(at, curve.log_n, curve.log_d)
-        if noisy:
+            moved = base[:, None] + curve.mix @ drawn
+            at = np.concatenate([at, lowest(curve.log_n, moved, options, _window(curve, base, options))[0]])
             at_edge = (at[1:] <= curve.log_n[0] + 1e-9) | (at[1:] >= curve.log_n[-1] - 1e-9)
-            budgets[i] = _with_noise(found[i], float(at[1:].std()), float(at_edge.mean()))
+            budgets[i] = replace(found[i], log_sd=float(at[1:].std()), edge_share=float(at_edge.mean()))
+        log_n.append(at)
+        log_d.append(np.interp(at, curve.log_n, curve.log_d))
     if len(used) < 2:
         return _Fitted(budgets=tuple(budgets), n=None, d=None)
     sd = np.array([max(_LEAST_SD, budgets[i].log_sd or 0.0) for i in used]) if noisy else np.ones(len(used))
     log_c = np.log([found[i].flops for i in used])
     weights = 1 / sd**2
     return _Fitted(
-        budgets=tuple(budgets),
-        n=_line(log_c, np.stack([log_n[i] for i in used]), weights),
-        d=_line(log_c, np.stack([log_d[i] for i in used]), weights),
+        budgets=tuple(budgets), n=_line(log_c, np.stack(log_n), weights), d=_line(log_c, np.stack(log_d), weights)
     )
-
-
-def _with_noise(optimum: Optimum, log_sd: float, edge_share: float) -> Optimum:
-    return Optimum(**{**vars(optimum), "log_sd": log_sd, "edge_share": edge_share})
 
 
 def _line(log_c: Array, values: Array, weights: Array) -> Line:
@@ -381,7 +383,7 @@ def _line(log_c: Array, values: Array, weights: Array) -> Line:
     x = log_c - centre
     at = share @ values
     slope = (share * x) @ values / float((share * x) @ x)
-    # Noise upon noisy losses moves the mean of the draws away; their spread is what is meant.
+    # The draws are of another curve's minima: their spread is what is meant.
     slopes, ats = slope[1:], at[1:]
     if len(slopes):
         slopes, ats = slopes - np.median(slopes) + slope[0], ats - np.median(ats) + at[0]

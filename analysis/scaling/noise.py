@@ -12,7 +12,8 @@ from typing import Final, Literal, final
 
 import numpy as np
 
-from analysis.scaling.parametric import fit
+from analysis.scaling.law import P
+from analysis.scaling.parametric import Fit
 from analysis.scaling.points import Point, budgets_of, sizes_of
 
 Source = Literal["seeds", "given", "residuals", "none"]
@@ -35,14 +36,15 @@ class Noise:
     text: str
 
 
-def noise_of(points: Sequence[Point], given: float | None) -> Noise:
-    """From trunks that differ in their seeds, else as given, else from how far the points lie off a smooth law."""
+def noise_of(points: Sequence[Point], smooth: Fit | None, *, given: float | None, df: float | None = None) -> Noise:
+    """As given, else from trunks that differ in their seeds, else from how far the points lie off a `smooth` law."""
     seeds = _between_seeds(points)
     if given is not None:
-        return Noise(shared=0.0, own=given, split=False, df=None, source="given", text=f"{given:g} nats a run, as given")
+        known = "" if df is None else f", known by {df:g} degrees of freedom"
+        return Noise(shared=0.0, own=given, split=False, df=df, source="given", text=f"{given:.2g} nats a run, as given{known}")
     if seeds is not None:
         return seeds
-    return _residual(points)
+    return _residual(points, smooth)
 
 
 def _between_seeds(points: Sequence[Point]) -> Noise | None:
@@ -76,14 +78,13 @@ def _between_seeds(points: Sequence[Point]) -> Noise | None:
     return Noise(shared=shared, own=own, split=True, df=float(between_df), source="seeds", text=text)
 
 
-def _residual(points: Sequence[Point]) -> Noise:
+def _residual(points: Sequence[Point], smooth: Fit | None) -> Noise:
     """The spread of the points around L(N, D), from its median, which a few runs that went wrong do not move."""
-    if len(points) < 8 or len(sizes_of(points)) < 3:
+    if smooth is None:
         return Noise(shared=0.0, own=0.0, split=False, df=None, source="none", text="unknown: too few points to see it")
-    n, d, loss = (np.array([getattr(point, name) for point in points]) for name in ("n", "d", "loss"))
-    found = fit(n, d, loss)
-    free = len(points) - 5
-    sd = _NORMAL_MAD * float(np.median(np.abs(found.residuals) * loss)) * math.sqrt(len(points) / free)
+    loss = np.array([point.loss for point in points])
+    free = len(points) - P
+    sd = _NORMAL_MAD * float(np.median(np.abs(smooth.residuals) * loss)) * math.sqrt(len(points) / free)
     return Noise(
         shared=0.0,
         own=sd,

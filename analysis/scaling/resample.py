@@ -6,10 +6,10 @@ from typing import Final
 
 import numpy as np
 
-from analysis.scaling import lad
-from analysis.scaling.law import Array, Data, huber, log_law
+from analysis.scaling import lad, starts
+from analysis.scaling.law import Array, Data, P, huber, log_law
 from analysis.scaling.newton import descend
-from analysis.scaling.parametric import DELTA, Fit
+from analysis.scaling.parametric import DELTA, DESCENT, STARTS, Fit
 
 _CHUNK: Final = 500
 _DESCENT: Final = (4e-3, DELTA)
@@ -28,7 +28,7 @@ def refit(fit: Fit, weights: Array, *, y: Array | None = None, told: Told | None
     second round begins at the optimum of another resample wherever that one is better than its own, so that a resample
     is not left in a valley that has become the higher one. Of `lad` the delta ends at 1e-5.
     """
-    theta = np.empty((len(weights), 5))
+    theta = np.empty((len(weights), P))
     sharp = fit.estimator == "lad"
     for begin in range(0, len(weights), _CHUNK):
         block = slice(begin, begin + _CHUNK)
@@ -64,3 +64,14 @@ def _values(data: Data, weights: Array, candidates: Array, delta: float = DELTA)
     if data.y.ndim == 1:
         return np.asarray(weights @ huber(data.y - predicted, delta).T)
     return np.stack([(weights * huber(data.y - one, delta)).sum(axis=1) for one in predicted], axis=1)
+
+
+def refit_thoroughly(fit: Fit, weights: Array) -> Array:
+    """θ (V, 5) of a few sets of weights, each descended to from as many places as the fit itself."""
+    begin = np.concatenate([fit.minima, starts.chosen(fit.data, DELTA, STARTS)])
+    v, k = len(weights), len(begin)
+    rows = np.repeat(np.arange(v), k)
+    deltas = DESCENT + (_SHARPER if fit.estimator == "lad" else ())
+    found = descend(fit.data, np.tile(begin, (v, 1)), rows, deltas, weights=weights)
+    f = np.where(np.isfinite(found.at.f), found.at.f, np.inf).reshape(v, k)
+    return found.theta.reshape(v, k, P)[np.arange(v), f.argmin(axis=1)]
