@@ -2,7 +2,7 @@
 
 import math
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -32,6 +32,7 @@ _STYLE: Final[dict[Any, Any]] = {
 _PANELS_A_ROW: Final = 4
 _BAND: Final = 0.16
 _GRID: Final = "#dddddd"
+_MOST_NAMED: Final = 8
 
 
 def write_figures(study: "Study[Isoflop] | Study[Parametric]", directory: Path, name: str | None = None) -> list[Path]:
@@ -75,7 +76,7 @@ def _isoflop_figure(study: "Study[Isoflop] | Study[Parametric]") -> "Figure":
     _lines(lower.subplots(1, 2), study)
     source = f"{study.points.source}. {study.points.costs}."
     how = (
-        "Filled: the minimum counts, with D/N beside it; open: the lowest point of a curve that has none between sizes. "
+        "Filled: the minimum counts, with D/N below it; open: it does not, for no larger (or smaller) size was seen to be worse. "
         f"Bands: {study.settings.level:.0%} by simulated noise."
     )
     _caption(figure, "Compute-optimal sizes at equal FLOPs", source, how)
@@ -95,19 +96,13 @@ def _curves(axes: "Axes", fit: IsoFlop) -> None:
         axes.plot(optimum.n_opt, optimum.loss, "D", color=shade, markerfacecolor=filled, markersize=5.5, zorder=4)
         label = f"{optimum.d_opt / optimum.n_opt:.0f}" if optimum.interior else ""
         axes.annotate(
-            label, (optimum.n_opt, optimum.loss), textcoords="offset points", xytext=(0, -11), ha="center", fontsize=7.5
+            label, (optimum.n_opt, optimum.loss), textcoords="offset points", xytext=(0, -12), ha="center", fontsize=7.5
         )
-        axes.annotate(
-            f"{curve.flops:.2g}".replace("e+", "e"),
-            (math.exp(curve.log_n[0]), losses[0]),
-            textcoords="offset points",
-            xytext=(-3, 3),
-            ha="right",
-            fontsize=6.5,
-            color=shade,
-        )
+        axes.plot([], [], "o-", color=shade, markersize=3.5, linewidth=1.3, label=f"{curve.flops:.2g}".replace("e+", "e"))
+    if len(fit.curves) <= _MOST_NAMED:
+        axes.legend(fontsize=6.5, title="FLOPs", title_fontsize=6.5, loc="upper left", handlelength=1.2, labelspacing=0.25)
     axes.set_xscale("log")
-    axes.margins(x=0.22, y=0.08)
+    axes.margins(x=0.08, y=0.08)
     _plain_sizes(axes)
     axes.grid(axis="y", color=_GRID, linewidth=0.7)
 
@@ -146,6 +141,7 @@ def _lines(axes: "Sequence[Axes]", study: "Study[Isoflop] | Study[Parametric]") 
     for panel, label in zip(axes, ("compute-optimal parameters N", "compute-optimal tokens D"), strict=True):
         panel.set_xscale("log")
         panel.set_yscale("log")
+        _plain_sizes(panel, axis="x", text=lambda value: f"{value:.0e}".replace("e+", "e"))
         panel.set_xlabel("training FLOPs C")
         panel.set_ylabel(label)
         panel.grid(color=_GRID, linewidth=0.7, which="major")
@@ -223,12 +219,12 @@ def _look(i: int) -> tuple[str, Any]:
     return COLOURS[i % len(COLOURS)], DASHES[i % len(DASHES)]
 
 
-def _plain_sizes(axes: "Axes", axis: str = "x") -> None:
+def _plain_sizes(axes: "Axes", axis: str = "x", text: Callable[[float], str] = si) -> None:
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     chosen = axes.xaxis if axis == "x" else axes.yaxis
     chosen.set_major_locator(LogLocator(subs=(1.0, 3.0)))
-    chosen.set_major_formatter(FuncFormatter(lambda value, _: si(value)))
+    chosen.set_major_formatter(FuncFormatter(lambda value, _: text(value)))
     chosen.set_minor_formatter(NullFormatter())
 
 

@@ -27,7 +27,7 @@ _MODELS: Final = (TRANSFORMER, *HYBRIDS, MAMBA)
 # Rows of Table 18 that are one model by symmetry: how far runs of 1B lie apart (`python -m analysis reference`).
 _NOISE_TABLE: Final = "18"
 _ONE_SIZE: Final = math.log(1.25)
-_RESAMPLES_LEFT_OUT: Final = 1000
+_RESAMPLES_ROUGH: Final = 1000
 
 Verdict = Literal["between", "not between", "undecided", "no exponent"]
 
@@ -92,7 +92,8 @@ def answer(settings: Settings, told: Told | None = None) -> Answer:
             for method, noise_name, way in ways:
                 whole = sizes == "all"
                 fit = isoflop if method.startswith("isoflop") else parametric
-                used = way if whole or fit is isoflop else replace(way, bootstrap=min(way.bootstrap, _RESAMPLES_LEFT_OUT))
+                rough = fit is parametric and (not whole or method == "parametric lad")
+                used = replace(way, bootstrap=min(way.bootstrap, _RESAMPLES_ROUGH)) if rough else way
                 if not whole and (noise_name == "residuals" or method == "parametric lad"):
                     continue
                 study: Study[Isoflop] | Study[Parametric] = fit(chosen, used, told)  # type: ignore[assignment]

@@ -11,7 +11,9 @@ from analysis.scaling.law import Array, Data, P, huber, log_law
 from analysis.scaling.newton import descend
 from analysis.scaling.parametric import DELTA, DESCENT, STARTS, Fit
 
-_CHUNK: Final = 500
+# Of a chunk the few that take long are descended together.
+_CHUNK_ELEMENTS: Final = 400_000
+_FEWEST: Final = 250
 _DESCENT: Final = (4e-3, DELTA)
 _SHARPER: Final = (3e-4, 1e-4, 3e-5, lad.SHARPEST)
 _POOL: Final = 250
@@ -30,12 +32,13 @@ def refit(fit: Fit, weights: Array, *, y: Array | None = None, told: Told | None
     """
     theta = np.empty((len(weights), P))
     sharp = fit.estimator == "lad"
-    for begin in range(0, len(weights), _CHUNK):
-        block = slice(begin, begin + _CHUNK)
+    size = max(_FEWEST, _CHUNK_ELEMENTS // fit.data.n)
+    for begin in range(0, len(weights), size):
+        block = slice(begin, begin + size)
         data = fit.data if y is None else replace(fit.data, y=y[block])
         theta[block] = _refit(data, weights[block], fit.minima, sharp=sharp)
         if told is not None:
-            told(min(begin + _CHUNK, len(weights)), len(weights))
+            told(min(begin + size, len(weights)), len(weights))
     return theta
 
 
