@@ -2,17 +2,15 @@
 
     python benchmarks/scaling_coverage.py [--studies 1000] [--resamples 1000] [--only NAME ...]
 
-Each study draws its noise anew, normal in nats, around L(N, D) = 1.82 + 482 / N^0.348 + 2085 / D^0.366, whose a is 0.513.
-Coverage is given with its own 95% interval (Clopper & Pearson), and the median width of the intervals.
+Each study draws its noise anew, normal in nats, around L(N, D) = 1.82 + 482 / N^0.348 + 2085 / D^0.366, whose a is
+0.513. Coverage is given with its own 95% interval (Clopper & Pearson), and the median width of the intervals.
 """
 
 import argparse
-import math
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 REPO = Path(__file__).resolve().parent.parent
@@ -26,7 +24,6 @@ from analysis.stats import clopper_pearson  # noqa: E402
 
 LAW = {"E": 1.82, "A": 482.0, "B": 2085.0, "alpha": 0.348, "beta": 0.366}
 TRUTH = {**LAW, "a": LAW["beta"] / (LAW["alpha"] + LAW["beta"]), "b": LAW["alpha"] / (LAW["alpha"] + LAW["beta"])}
-EXPONENT = 0.5126  # a
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,44 +31,39 @@ class Design:
     """Sizes around the optimum of each budget, `trunks` of each size, noise in nats."""
 
     about: str
-    kind: str
+    kind: str = "parametric"
     n_sizes: int
-    n_budgets: int
-    trunks: int
-    shared: float
+    n_budgets: int = 5
+    trunks: int = 1
+    shared: float = 0.0
     own: float
     known_trunks: bool = True
     settings: dict[str, object] = field(default_factory=dict)
 
 
+PARAMETRIC = Design(
+    about="8 sizes x 6 budgets, every run its own", kind="parametric", n_sizes=8, n_budgets=6, own=0.004
+)
+TRUNKS = Design(
+    about="6 sizes x 4 trunks x 5 branches, noise mostly shared", n_sizes=6, trunks=4, shared=0.004, own=0.001
+)
+CURVES = Design(about="8 sizes x 5 budgets, every run its own", kind="isoflop", n_sizes=8, own=0.004)
+ALONE = replace(CURVES, about="8 sizes x one trunk x 5 branches, noise mostly shared", shared=0.004, own=0.001)
 DESIGNS = {
-    "points": Design(about="parametric: 8 sizes x 6 budgets, every run its own", kind="parametric", n_sizes=8,
-                     n_budgets=6, trunks=1, shared=0.0, own=0.004, known_trunks=False),
-    "points, lad": Design(about="the same by lad", kind="parametric", n_sizes=8, n_budgets=6, trunks=1, shared=0.0,
-                          own=0.004, known_trunks=False, settings={"estimator": "lad"}),
-    "few points": Design(about="parametric: 5 sizes x 4 budgets", kind="parametric", n_sizes=5, n_budgets=4, trunks=1,
-                         shared=0.0, own=0.004, known_trunks=False),
-    "trunks": Design(about="parametric: 6 sizes x 4 trunks x 5 branches, noise mostly shared", kind="parametric", n_sizes=6,
-                     n_budgets=5, trunks=4, shared=0.004, own=0.001),
-    "trunks as points": Design(about="the same, resampling points", kind="parametric", n_sizes=6, n_budgets=5, trunks=4,
-                               shared=0.004, own=0.001, known_trunks=False),
-    "two trunks": Design(about="parametric: 6 sizes x 2 trunks x 5 branches", kind="parametric", n_sizes=6, n_budgets=5,
-                         trunks=2, shared=0.004, own=0.001),
-    "one trunk, noise given": Design(about="parametric: 6 sizes x 1 trunk x 5 branches, its noise given", kind="parametric",
-                                     n_sizes=6, n_budgets=5, trunks=1, shared=0.004, own=0.001, settings={"noise": 0.004}),
-    "one trunk": Design(about="the same, noise not given: the output warns", kind="parametric", n_sizes=6, n_budgets=5,
-                        trunks=1, shared=0.004, own=0.001),
-    "curves, given": Design(about="isoFLOP: 8 sizes x 5 budgets, every run its own, noise given", kind="isoflop", n_sizes=8,
-                            n_budgets=5, trunks=1, shared=0.0, own=0.004, settings={"noise": 0.004}),
-    "curves, residuals": Design(about="the same, noise from residuals", kind="isoflop", n_sizes=8, n_budgets=5, trunks=1,
-                                shared=0.0, own=0.004),
-    "curves, trunks": Design(about="isoFLOP: 8 sizes x 3 trunks x 5 branches, noise mostly shared", kind="isoflop",
-                             n_sizes=8, n_budgets=5, trunks=3, shared=0.004, own=0.001),
-    "curves, one trunk given": Design(about="isoFLOP: one trunk a size, its noise given", kind="isoflop", n_sizes=8,
-                                      n_budgets=5, trunks=1, shared=0.004, own=0.001, settings={"noise": 0.0041}),
-    "curves, one trunk residuals": Design(about="the same, noise from residuals", kind="isoflop", n_sizes=8, n_budgets=5,
-                                          trunks=1, shared=0.004, own=0.001),
-}  # fmt: skip
+    "points": replace(PARAMETRIC, known_trunks=False),
+    "points, lad": replace(PARAMETRIC, known_trunks=False, settings={"estimator": "lad"}),
+    "few points": replace(PARAMETRIC, about="5 sizes x 4 budgets", n_sizes=5, n_budgets=4, known_trunks=False),
+    "trunks": TRUNKS,
+    "two trunks": replace(TRUNKS, about="6 sizes x 2 trunks x 5 branches", trunks=2),
+    "trunks as points": replace(TRUNKS, about="the first of these, its trunks not told", known_trunks=False),
+    "one trunk, noise given": replace(TRUNKS, about="6 sizes x one trunk", trunks=1, settings={"noise": 0.004}),
+    "one trunk": replace(TRUNKS, about="the same, noise not given (the output warns)", trunks=1),
+    "curves, noise given": replace(CURVES, known_trunks=False, settings={"noise": 0.004}),
+    "curves": replace(CURVES, about="the same, noise from residuals", known_trunks=False),
+    "curves of trunks": replace(ALONE, about="8 sizes x 3 trunks x 5 branches, noise mostly shared", trunks=3),
+    "curves of one trunk, noise given": replace(ALONE, settings={"noise": 0.0041}),
+    "curves of one trunk": replace(ALONE, about="the same, noise from residuals (the output warns)"),
+}
 
 
 def simulated(design: Design, rng: np.random.Generator) -> Points:
@@ -128,10 +120,15 @@ def main() -> None:
         begin = time.perf_counter()
         found = coverage(design, args.studies, args.resamples)
         seconds = time.perf_counter() - begin
-        print(f"\n{name}: {design.about} (shared {design.shared:g}, own {design.own:g} nats; {seconds:.0f} s)")
+        print(
+            f"\n{name}: {design.kind}, {design.about} (shared {design.shared:g}, own {design.own:g} nats; {seconds:.0f} s)"
+        )
         for number, (held, of, width) in found.items():
             exact = clopper_pearson(held, of)
-            print(f"  {number:<6} {held / of:6.1%} [{exact.low:.1%}, {exact.high:.1%}] of {of}, median width {width:.3g}", flush=True)
+            print(
+                f"  {number:<6} {held / of:6.1%} [{exact.low:.1%}, {exact.high:.1%}] of {of}, median width {width:.3g}",
+                flush=True,
+            )
 
 
 if __name__ == "__main__":

@@ -48,8 +48,8 @@ examples:
   python -m analysis scaling parametric --request isoflop --convention full
   python -m analysis scaling parametric --points runs.csv --columns n=params,d=tokens,loss=val_loss,group=arch
   python -m analysis scaling parametric --points runs.csv --estimator lad --drop-highest 5
-  python -m analysis scaling isoflop --points runs.csv --out figures    also isoflop.png .svg .pdf, and all of it as JSON
-  python -m analysis scaling isoflop --points runs.csv --noise 0.003    a run's spread between seeds, in nats, if it is known
+  python -m analysis scaling isoflop --points runs.csv --out figures    also isoflop.png .svg .pdf, and scaling.json
+  python -m analysis scaling isoflop --points runs.csv --noise 0.003    a run's spread between seeds, in nats, if known
   python -m analysis scaling parametric --points runs.csv --json | jq '.groups[] | {a, b}'
   python -m analysis scaling --reference                                the paper's own question, by its own numbers
 
@@ -61,8 +61,8 @@ columns of a CSV file, by these names or as --columns says:
   trunk  what runs share that are cooled down from one long run; they are resampled together
 Of a request N, D and C are those of each run's spec (--convention), groups its rows, and trunks known.
 
-JSON of parametric: {"groups": {name: {E, A, B, alpha, beta, objective, n_points, standard_errors, intervals, a, b}}}; of
-isoflop: {"groups": {name: {a, b, a_interval, budgets: [{flops, n_opt, d_opt, loss, n_points, interior}]}}}; beside
+JSON of parametric: {"groups": {name: {E, A, B, alpha, beta, objective, n_points, standard_errors, intervals, a, b}}};
+of isoflop: {"groups": {name: {a, b, a_interval, budgets: [{flops, n_opt, d_opt, loss, n_points, interior}]}}}; beside
 `groups` what the text says too.
 
 exit codes: 0 done; 2 a mistake in what was typed, or points that cannot be fitted; 1 anything else.
@@ -102,7 +102,10 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     )
     uncertainty.add_argument("--seed", metavar="S", default="0", help="of the resamples (default: 0)")
     uncertainty.add_argument(
-        "--noise", metavar="NATS", default=None, help="a run's standard deviation between seeds (default: from the points)"
+        "--noise",
+        metavar="NATS",
+        default=None,
+        help="a run's standard deviation between seeds (default: from the points)",
     )
     out = command.add_argument_group("what comes out")
     out.add_argument("--json", action="store_true", help="JSON instead of text")
@@ -197,7 +200,9 @@ def _settings(args: argparse.Namespace) -> "Settings":
     )
 
 
-def _points(args: argparse.Namespace, convention: "Convention", default_store: str) -> "tuple[Points, dict[Convention, Points]]":
+def _points(
+    args: argparse.Namespace, convention: "Convention", default_store: str
+) -> "tuple[Points, dict[Convention, Points]]":
     """The points, and the same by the other convention, where there is one."""
     from analysis.scaling.points import CONVENTIONS as ALL
     from analysis.scaling.points import of_results, parse_columns, read_csv
@@ -242,7 +247,11 @@ def _progress() -> "Told | None":
 
     def told(group: str, done: int, of: int) -> None:
         if time.monotonic() - begin > _PATIENCE_S:
-            print(f"\r\033[K{group}: {done:,} of {of:,} resamples", end="" if done < of else "\r\033[K", file=sys.stderr, flush=True)
+            print(
+                f"\r\033[K{group}: {done:,} of {of:,} resamples",
+                end="" if done < of else "\r\033[K",
+                file=sys.stderr,
+                flush=True,
+            )
 
     return told
-

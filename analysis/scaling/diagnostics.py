@@ -1,7 +1,7 @@
 """What a conclusion depends on: the same fit with something left out, by other rules, or in the other convention.
 
-The conclusions are the order of the groups' exponents a (N_opt ~ C^a), and which of them are told apart; with one group,
-its exponent.
+The conclusions are the order of the groups' exponents a (N_opt ~ C^a), and which of them are told apart; with one
+group, its exponent.
 """
 
 import math
@@ -169,7 +169,7 @@ def diagnose(
                 lambda p, gone=dropped: id(p) not in gone,  # type: ignore[misc]
             )
         )
-    variants += _left_out(kind, study, fitted, left_out)
+    variants += _left_out(study, left_out)
     return Diagnosis(
         base=base,
         variants=tuple(variants),
@@ -205,13 +205,17 @@ def _other_rules(kind: Kind, points: Points, settings: Settings) -> list[Variant
     rule = replace(curve, rule="inside" if curve.rule == "bracketed" else "bracketed")
     return [
         _full(f"by {method.method}", "the other curve", kind, points, replace(settings, curve=method)),
-        _full(f"minima {rule.rule}", "the other rule for which minima count", kind, points, replace(settings, curve=rule)),
+        _full(
+            f"minima {rule.rule}", "the other rule for which minima count", kind, points, replace(settings, curve=rule)
+        ),
     ]
 
 
 def parametric_fits(points: Points, settings: Settings) -> dict[str, Parametric]:
     """The law of each group that has one, without a bootstrap."""
-    usable = [name for name in points.groups if parametric_problem(keep(points.of(name), settings.drop_highest)[0]) is None]
+    usable = [
+        name for name in points.groups if parametric_problem(keep(points.of(name), settings.drop_highest)[0]) is None
+    ]
     if not usable:
         return {}
     chosen = points.where(lambda point: point.group in usable)
@@ -219,9 +223,7 @@ def parametric_fits(points: Points, settings: Settings) -> dict[str, Parametric]
 
 
 def _left_out(
-    kind: Kind,
     study: "Study[Isoflop] | Study[Parametric]",
-    fitted: Mapping[str, Parametric],
     left_out: Sequence[tuple[str, str, Callable[[Point], bool]]],
 ) -> list[Variant]:
     slopes: list[dict[str, float | None]] = [dict.fromkeys(study.points.groups) for _ in left_out]
@@ -274,7 +276,9 @@ def _budgets(points: Points) -> list[tuple[str, set[int]]]:
 def _outliers(group: Parametric) -> list[tuple[Point, float]]:
     off = group.fit.residuals * np.array([point.loss for point in group.points])
     usual = _NORMAL_MAD * float(np.median(np.abs(off)))
-    return [(p, float(error)) for p, error in zip(group.points, off, strict=True) if abs(error) > _FAR_OFF * usual + 1e-9]
+    return [
+        (p, float(error)) for p, error in zip(group.points, off, strict=True) if abs(error) > _FAR_OFF * usual + 1e-9
+    ]
 
 
 def _held_out(points: Points, fitted: Mapping[str, Parametric]) -> list[HeldOut]:
@@ -313,7 +317,8 @@ def _held_out(points: Points, fitted: Mapping[str, Parametric]) -> list[HeldOut]
 
 def changes(base: Variant, variants: Sequence[Variant]) -> list[str]:
     """The conclusions that another way to fit does not come to, those first that were certain."""
-    certain, open_ = [], []
+    certain: list[str] = []
+    open_: list[str] = []
     named = [name for name, slope in base.slopes.items() if slope is not None]
     for low, high in combinations(sorted(named, key=lambda name: float(base.slopes[name] or 0.0)), 2):
         turned = [v.name for v in variants if _gap(v, low, high) is not None and float(_gap(v, low, high) or 0.0) <= 0]

@@ -17,7 +17,7 @@ from analysis.scaling.study import NAMES, Isoflop, Parametric, Study
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+    from matplotlib.figure import Figure, SubFigure
 
 FORMATS: Final = ("png", "svg", "pdf")
 _STYLE: Final[dict[Any, Any]] = {
@@ -50,7 +50,11 @@ def write_figures(study: "Study[Isoflop] | Study[Parametric]", directory: Path, 
         for kind in FORMATS:
             written.append(directory / f"{name}.{kind}")
             # What a writer would add of its own: versions and dates.
-            metadata = {"png": {"Software": None}, "svg": {"Date": None}, "pdf": {"CreationDate": None, "Producer": None}}
+            metadata = {
+                "png": {"Software": None},
+                "svg": {"Date": None},
+                "pdf": {"CreationDate": None, "Producer": None},
+            }
             figure.savefig(written[-1], dpi=160, metadata=metadata[kind])
         pyplot.close(figure)
     return written
@@ -63,7 +67,7 @@ def _isoflop_figure(study: "Study[Isoflop] | Study[Parametric]") -> "Figure":
     columns = min(_PANELS_A_ROW, max(2, len(groups)))
     rows = math.ceil(len(groups) / columns)
     figure = pyplot.figure(figsize=(3.1 * columns + 0.6, 2.9 * rows + 4.1), layout="constrained")
-    upper, lower = figure.subfigures(2, 1, height_ratios=[2.9 * rows, 3.4])
+    upper, lower = _halves(figure, 2.9 * rows, 3.4)
     panels = upper.subplots(rows, columns, squeeze=False, sharey=True)
     for panel in panels.flat[len(groups) :]:
         panel.set_visible(False)
@@ -76,7 +80,7 @@ def _isoflop_figure(study: "Study[Isoflop] | Study[Parametric]") -> "Figure":
     _lines(lower.subplots(1, 2), study)
     source = f"{study.points.source}. {study.points.costs}."
     how = (
-        "Filled: the minimum counts, with D/N below it; open: it does not, for no larger (or smaller) size was seen to be worse. "
+        "Filled: the minimum counts, with D/N below it; open: it does not, as no larger (or smaller) size is worse. "
         f"Bands: {study.settings.level:.0%} by simulated noise."
     )
     _caption(figure, "Compute-optimal sizes at equal FLOPs", source, how)
@@ -98,9 +102,13 @@ def _curves(axes: "Axes", fit: IsoFlop) -> None:
         axes.annotate(
             label, (optimum.n_opt, optimum.loss), textcoords="offset points", xytext=(0, -12), ha="center", fontsize=7.5
         )
-        axes.plot([], [], "o-", color=shade, markersize=3.5, linewidth=1.3, label=f"{curve.flops:.2g}".replace("e+", "e"))
+        axes.plot(
+            [], [], "o-", color=shade, markersize=3.5, linewidth=1.3, label=f"{curve.flops:.2g}".replace("e+", "e")
+        )
     if len(fit.curves) <= _MOST_NAMED:
-        axes.legend(fontsize=6.5, title="FLOPs", title_fontsize=6.5, loc="upper left", handlelength=1.2, labelspacing=0.25)
+        axes.legend(
+            fontsize=6.5, title="FLOPs", title_fontsize=6.5, loc="upper left", handlelength=1.2, labelspacing=0.25
+        )
     axes.set_xscale("log")
     axes.margins(x=0.08, y=0.08)
     _plain_sizes(axes)
@@ -118,7 +126,8 @@ def _curve(log_n: Array, losses: Array, at: Array, fit: IsoFlop) -> Array:
 
 def _lines(axes: "Sequence[Axes]", study: "Study[Isoflop] | Study[Parametric]") -> None:
     """N_opt and D_opt over C, with a band; of optima at budgets the points too."""
-    for i, group in enumerate(study.groups):
+    groups: Sequence[Isoflop | Parametric] = study.groups
+    for i, group in enumerate(groups):
         colour, dashes = _look(i)
         slope = "" if group.slope is None else f" a = {group.slope:.3f}"
         interval = group.slope_interval
@@ -185,7 +194,7 @@ def _parametric_figure(study: "Study[Isoflop] | Study[Parametric]") -> "Figure":
     from matplotlib import pyplot
 
     figure = pyplot.figure(figsize=(10.5, 7.2), layout="constrained")
-    upper, lower = figure.subfigures(2, 1, height_ratios=[1.0, 1.15])
+    upper, lower = _halves(figure, 1.0, 1.15)
     residuals, fitted = upper.subplots(1, 2)
     for i, group in enumerate(study.groups):
         if not isinstance(group, Parametric):
@@ -210,9 +219,14 @@ def _parametric_figure(study: "Study[Isoflop] | Study[Parametric]") -> "Figure":
         figure,
         f"L(N, D) = E + A/N^α + B/D^β by {study.settings.estimator}",
         f"{study.points.source}. {study.points.costs}.",
-        f"Lines where C is as many times N D as in the mean of the points. Bands: {study.settings.level:.0%} of the resamples.",
+        f"Lines where C is as many times N D as in the points' mean. Bands: {study.settings.level:.0%} of resamples.",
     )
     return figure
+
+
+def _halves(figure: "Figure", upper: float, lower: float) -> "tuple[SubFigure, SubFigure]":
+    found: Any = figure.subfigures(2, 1, height_ratios=[upper, lower])
+    return found[0], found[1]
 
 
 def _look(i: int) -> tuple[str, Any]:

@@ -1,10 +1,10 @@
 """Compute-optimal sizes from runs at equal FLOPs: the lowest point of each curve, and power laws through them.
 
-At each budget the loss is a curve over log N: an Akima spline through the sizes (Akima 1970), which a far point does not
-bend, or a parabola through those in a window around the lowest. A minimum counts if it is *bracketed*: the lowest size
-that was trained has a higher one on both sides. A curve through points that still fall at the largest size has a lowest
-point too, but it rests on how the curve was continued. The laws N_opt ~ C^a and D_opt ~ C^b are lines through the
-logarithms, weighted by what noise does to each minimum, as simulated (`analysis.scaling.noise`).
+At each budget the loss is a curve over log N: an Akima spline through the sizes (Akima 1970), which a far point does
+not bend, or a parabola through those in a window around the lowest. A minimum counts if it is *bracketed*: the lowest
+size that was trained has a higher one on both sides. A curve through points that still fall at the largest size has a
+lowest point too, but it rests on how the curve was continued. The laws N_opt ~ C^a and D_opt ~ C^b are lines through
+the logarithms, weighted by what noise does to each minimum, as simulated (`analysis.scaling.noise`).
 """
 
 import math
@@ -153,9 +153,7 @@ def _measured(points: Sequence[Point], members: Sequence[int]) -> Curve:
         np.array([np.mean([math.log(getattr(here[j], name)) for j in size]) for size in sizes]) for name in "ndc"
     )
     flops = here[0].budget
-    return Curve(
-        flops=float(np.exp(log_c.mean())) if flops is None else flops, log_n=log_n, log_d=log_d, mix=mix
-    )
+    return Curve(flops=float(np.exp(log_c.mean())) if flops is None else flops, log_n=log_n, log_d=log_d, mix=mix)
 
 
 def _interpolated(points: Sequence[Point]) -> tuple[Curve, ...]:
@@ -192,7 +190,7 @@ def _interpolated(points: Sequence[Point]) -> tuple[Curve, ...]:
 
 def _lengths(log_c: Array) -> Array:
     ordered = np.sort(log_c)
-    return ordered[np.concatenate([[True], np.diff(ordered) > 1e-6])]
+    return np.asarray(ordered[np.concatenate([[True], np.diff(ordered) > 1e-6])])
 
 
 def _lagrange(at: Array, target: float) -> Array:
@@ -282,7 +280,10 @@ def fit_isoflop(
     found = [_optimum(curve, curve.mix @ loss, options) for curve in curves]
     shared = _drawn(points, noise, draws, seed, shared=True)
     own = shared if noise.split else _drawn(points, noise, draws, seed, shared=False)
-    fits = [_simulated(curves, found, smooth, simulated, options) for simulated in ([shared] if noise.split else [own, shared])]
+    fits = [
+        _simulated(curves, found, smooth, simulated, options)
+        for simulated in ([shared] if noise.split else [own, shared])
+    ]
     # Where it is not known how much of the noise branches share, the wider of the two counts.
     widest = max(range(len(fits)), key=lambda i: fits[i].spread)
     chosen = fits[widest]
@@ -340,10 +341,7 @@ def _drawn(points: Sequence[Point], noise: Noise, draws: int, seed: int, *, shar
     index = np.array([trunks[p.trunk or f"point {i}"] for i, p in enumerate(points)])
     common = rng.standard_normal((len(trunks), draws))[index]
     each = rng.standard_normal((len(points), draws))
-    if noise.split:
-        drawn = noise.shared * common + noise.own * each
-    else:
-        drawn = noise.own * (common if shared else each)
+    drawn = noise.shared * common + noise.own * each if noise.split else noise.own * (common if shared else each)
     if noise.df is not None:
         drawn = drawn * np.sqrt(noise.df / rng.chisquare(noise.df, draws))
     return np.asarray(drawn)

@@ -3,9 +3,9 @@
 From the Huber optima the delta is made smaller. Then the law is replaced by its tangent, for which the least sum is
 found exactly (a linear program, solved by exchanging one of the points that are met at a time: Bloomfield & Steiger
 1983), until no tangent promises less. Last, the points that are met are met exactly, by Newton's method on the
-conditions of Karush, Kuhn and Tucker: for residuals r, signs s and multipliers λ of the points met, the sum of s ∇m over
-the others plus that of λ ∇m is zero. With every |λ| <= 1, and curvature along what the points met leave free, no small
-change of the law lowers the sum.
+conditions of Karush, Kuhn and Tucker: for residuals r, signs s and multipliers λ of the points met, the sum of s ∇m
+over the others plus that of λ ∇m is zero. With every |λ| <= 1, and curvature along what the points met leave free, no
+small change of the law lowers the sum.
 """
 
 from dataclasses import dataclass
@@ -41,9 +41,9 @@ _CANDIDATES: Final = 7
 @dataclass(frozen=True, kw_only=True)
 class Certified:
     """The best end of the descents. `least_eigenvalue` is that of the Lagrangian's Hessian along what the `active`
-    points leave free, over that of Σ ∇m ∇mᵀ; None where they leave nothing free. `stationarity` is the largest component
-    of its gradient over the largest of a single ∇m. Of `starts`, the best different ends at a delta of 1e-5, `agreeing`
-    led to the least sum."""
+    points leave free, over that of Σ ∇m ∇mᵀ; None where they leave nothing free. `stationarity` is the largest
+    component of its gradient over the largest of a single ∇m. Of `starts`, the best different ends at a delta of 1e-5,
+    `agreeing` led to the least sum."""
 
     theta: Array
     objective: float
@@ -168,7 +168,7 @@ def least_of_tangent(r: Array, gradient: Array) -> tuple[Array, Indices]:
         if stop >= len(order):
             break
         basis[worst] = moving[order[stop]]
-    return np.linalg.solve(gradient[basis], r[basis]), basis
+    return np.asarray(np.linalg.solve(gradient[basis], r[basis]), dtype=np.float64), basis
 
 
 def _independent(r: Array, gradient: Array) -> Indices:

@@ -8,7 +8,7 @@ Shapes: R fits (or starts, or resamples), n points, P = 5 parameters.
 """
 
 from dataclasses import dataclass
-from typing import Any, Final, final
+from typing import Final, final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +21,7 @@ P: Final = 5
 E_, A_, B_, ALPHA, BETA = range(P)
 # Rows of a block: its temporaries stay in the cache of one core.
 _BLOCK_ELEMENTS: Final = 24_000
+_BELOW: Final = tuple((i, j) for i in range(P) for j in range(i))
 
 
 @final
@@ -188,6 +189,6 @@ class Objective:
         h[:, ALPHA, ALPHA] = aa[:, 2] - ga[:, 2]
         h[:, ALPHA, BETA] = ab[:, 3]
         h[:, BETA, BETA] = bb[:, 2] - gb[:, 2]
-        lower: Any = np.tril_indices(P, -1)
-        h[:, lower[0], lower[1]] = h[:, lower[1], lower[0]]
+        for i, j in _BELOW:
+            h[:, i, j] = h[:, j, i]
         return f, g, h

@@ -78,4 +78,3 @@ def descend(
     for delta in deltas[:-1]:
         theta = minimise(Objective(data, delta, weights), theta, rows, iterations=between).theta
     return minimise(Objective(data, deltas[-1], weights), theta, rows, iterations=last)
-

@@ -41,7 +41,9 @@ def noise_of(points: Sequence[Point], smooth: Fit | None, *, given: float | None
     seeds = _between_seeds(points)
     if given is not None:
         known = "" if df is None else f", known by {df:g} degrees of freedom"
-        return Noise(shared=0.0, own=given, split=False, df=df, source="given", text=f"{given:.2g} nats a run, as given{known}")
+        return Noise(
+            shared=0.0, own=given, split=False, df=df, source="given", text=f"{given:.2g} nats a run, as given{known}"
+        )
     if seeds is not None:
         return seeds
     return _residual(points, smooth)
@@ -74,7 +76,10 @@ def _between_seeds(points: Sequence[Point]) -> Noise | None:
         return None
     own = math.sqrt(within / within_df) if within_df else 0.0
     shared = math.sqrt(max(0.0, between / between_df - own * own * harmonic / between_df))
-    text = f"{math.hypot(shared, own):.2g} nats a run, between seeds: {shared:.2g} shared by a trunk's branches, {own:.2g} a branch's own"
+    text = (
+        f"{math.hypot(shared, own):.2g} nats a run, between seeds: {shared:.2g} shared by a trunk's branches, "
+        f"{own:.2g} a branch's own"
+    )
     return Noise(shared=shared, own=own, split=True, df=float(between_df), source="seeds", text=text)
 
 

@@ -11,8 +11,8 @@ from typing import Final, Literal, final
 import numpy as np
 
 from analysis.scaling import lad, starts
-from analysis.scaling.law import A_, ALPHA, B_, BETA, E_, Array, Data, data_of, log_law, to_plain
-from analysis.scaling.newton import descend
+from analysis.scaling.law import A_, ALPHA, B_, BETA, E_, Array, Data, Objective, data_of, log_law, to_plain
+from analysis.scaling.newton import descend, minimise
 
 Estimator = Literal["huber", "lad"]
 
@@ -122,9 +122,13 @@ def fit(n: Array, d: Array, loss: Array, estimator: Estimator = "huber") -> Fit:
     order = np.lexsort((loss, d, n))
     data = data_of(n[order], d[order], loss[order])
     begin = starts.chosen(data, DELTA, STARTS)
-    minima = descend(data, begin, np.zeros(len(begin), dtype=np.int64), DESCENT)
+    minima = descend(data, begin, np.zeros(len(begin), dtype=np.int64), DESCENT, last=120)
     f = np.where(np.isfinite(minima.at.f), minima.at.f, np.inf)
     best = int(f.argmin())
+    if not minima.converged[best]:
+        only = np.array([best])
+        end = minimise(Objective(data, DELTA), minima.theta[only], only * 0, iterations=1000)
+        minima.theta[only], minima.at.g[only], minima.at.h[only], f[only] = end.theta, end.at.g, end.at.h, end.at.f
     agree = f <= f[best] + _AGREE * f[best] + 1e-24
     theta = minima.theta[best]
     eigenvalues = np.linalg.eigvalsh(minima.at.h[best])
@@ -171,4 +175,4 @@ def _distinct(theta: Array, f: Array, most: int = 8) -> Array:
             kept.append(int(i))
         if len(kept) == most:
             break
-    return theta[np.array(kept)]
+    return np.asarray(theta[np.array(kept)], dtype=np.float64)

@@ -131,9 +131,7 @@ def trunks_of(points: Sequence[Point]) -> tuple[str, ...] | None:
 
 def trunks_a_size(points: Sequence[Point]) -> int:
     """Of the size that has the fewest; points without one count each for itself."""
-    return min(
-        len({points[i].trunk or f"point {i}" for i in members}) for members in sizes_of(points)
-    )
+    return min(len({points[i].trunk or f"point {i}" for i in members}) for members in sizes_of(points))
 
 
 # --- from a CSV file ------------------------------------------------------------------------------
@@ -175,9 +173,10 @@ def read_csv(path: Path, columns: Mapping[str, str]) -> Points:
         raise ConfigError(f"--points {path}: there is no such file") from None
     except (IsADirectoryError, UnicodeDecodeError, csv.Error) as error:
         raise ConfigError(f"--points {path}: expected a CSV file with a header ({error})") from None
+    named = ", ".join(header) or "no header"
     used = {name: columns.get(name, name) for name in COLUMNS if name in columns or name in header}
     problems = [
-        f"--columns {name}={column}: {path} has no such column{did_you_mean(column, header)} (it has {', '.join(header)})"
+        f"--columns {name}={column}: {path} has no such column{did_you_mean(column, header)} (it has {named})"
         for name, column in used.items()
         if column not in header
     ]
@@ -186,8 +185,8 @@ def read_csv(path: Path, columns: Mapping[str, str]) -> Points:
         lacking.append("d or c")
     if lacking and not problems:
         problems.append(
-            f"--points {path}: expected columns n, loss and d or c; missing {' and '.join(lacking)}. Say which are meant: "
-            f"--columns {','.join(f'{name.split()[0]}=COLUMN' for name in lacking)} (it has {', '.join(header) or 'no header'})"
+            f"--points {path}: expected columns n, loss and d or c; missing {' and '.join(lacking)}. Say which are "
+            f"meant: --columns {','.join(f'{name.split()[0]}=COLUMN' for name in lacking)} (it has {named})"
         )
     if not rows and not problems:
         problems.append(f"--points {path}: expected rows below the header")
@@ -298,8 +297,8 @@ def _ratios(points: Sequence[Point], notes: list[str]) -> list[str]:
     middle = sorted(ratios)[len(ratios) // 2]
     if not 0.1 < middle < 10:
         notes.append(
-            f"c is {middle:.2g} times 6 n d: n, d and c are in different units. Exponents do not depend on that; sizes, "
-            "tokens and FLOPs are printed in the units given"
+            f"c is {middle:.2g} times 6 n d: n, d and c are in different units. Exponents do not depend on that; "
+            "sizes, tokens and FLOPs are printed in the units given"
         )
     return []
 
@@ -362,7 +361,9 @@ def of_results(results: "Results", metric: str, convention: Convention) -> Point
         listed = ", ".join(f"{n} {status}" for status, n in left_out.items())
         notes.append(f"{sum(left_out.values())} of {len(results.cells)} cells are left out: {listed}")
     if not found:
-        raise ConfigError(f"request = {results.sweep}: no run is done yet, so there is nothing to fit; {'; '.join(notes)}")
+        raise ConfigError(
+            f"request = {results.sweep}: no run is done yet, so there is nothing to fit; {'; '.join(notes)}"
+        )
     points = Points(
         points=tuple(found.values()), source=f"request {results.sweep}", costs=COSTS[convention], notes=tuple(notes)
     )
@@ -376,11 +377,7 @@ def _status(cell: "CellResult") -> str:
 
 
 def _group(cell: "CellResult", *, several: bool) -> str:
-    axes = [
-        f"{name.rpartition('.')[2]}={value}"
-        for name, value in cell.axes.items()
-        if not name.startswith(_SIZES)
-    ]
+    axes = [f"{name.rpartition('.')[2]}={value}" for name, value in cell.axes.items() if not name.startswith(_SIZES)]
     return " ".join([*([cell.row] if several or not axes else []), *axes]) or ALL
 
 
@@ -415,9 +412,7 @@ def of_paper(convention: Convention) -> Points:
                     ramp=ramp_of(run),
                 )
             )
-    return Points(
-        points=tuple(found), source="arXiv 2510.04800v3, Tables 14 and 15", costs=COSTS[convention]
-    )
+    return Points(points=tuple(found), source="arXiv 2510.04800v3, Tables 14 and 15", costs=COSTS[convention])
 
 
 # --- numbers as text --------------------------------------------------------------------------------

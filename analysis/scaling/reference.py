@@ -35,7 +35,7 @@ Verdict = Literal["between", "not between", "undecided", "no exponent"]
 @final
 @dataclass(frozen=True, kw_only=True)
 class Asked:
-    """One way to ask. `slopes`: a and its interval by architecture; `verdicts` by hybrid; `order`: by estimate alone."""
+    """One way to ask. `slopes`: a and its interval by architecture; `verdicts` by hybrid; `order` by estimate alone."""
 
     method: str
     convention: Convention
@@ -73,7 +73,7 @@ def answer(settings: Settings, told: Told | None = None) -> Answer:
     if settings.noise is None:
         sd, df = _replicate_noise()
         given = replace(settings, noise=sd, noise_df=float(df))
-        noise = f"{sd:.4f} nats, of rows of Table {_NOISE_TABLE} (1B) that are one model by symmetry, {df} degrees of freedom"
+        noise = f"{sd:.4f} nats, of rows of Table {_NOISE_TABLE} (1B) that are one model, {df} degrees of freedom"
     else:
         given, noise = settings, f"{settings.noise:g} nats, as given"
     points = {convention: of_paper(convention) for convention in CONVENTIONS}
@@ -96,9 +96,12 @@ def answer(settings: Settings, told: Told | None = None) -> Answer:
                 used = replace(way, bootstrap=min(way.bootstrap, _RESAMPLES_ROUGH)) if rough else way
                 if not whole and (noise_name == "residuals" or method == "parametric lad"):
                     continue
-                study: Study[Isoflop] | Study[Parametric] = fit(chosen, used, told)  # type: ignore[assignment]
+                study: Study[Isoflop] | Study[Parametric] = fit(chosen, used, told)
                 asked.append(_ask(method, convention, sizes, noise_name, study))
-                if whole and (method, noise_name) in (("isoflop akima", "replicates"), ("parametric huber", "replicates")):
+                if whole and (method, noise_name) in (
+                    ("isoflop akima", "replicates"),
+                    ("parametric huber", "replicates"),
+                ):
                     others = {other: points[other] for other in CONVENTIONS if other != convention}
                     studies[method, convention] = study
                     diagnoses[method, convention] = diagnose(study, others, base_name=f"{convention} convention")
@@ -120,7 +123,8 @@ def _without_each(points: Points) -> list[tuple[str, Points]]:
     found = [("all", points)]
     for members in clusters((point.n for point in points.points), _ONE_SIZE):
         gone = {id(points.points[i]) for i in members}
-        found.append((f"without {_size(points.points[members[0]])}", points.where(lambda p, gone=gone: id(p) not in gone)))  # type: ignore[misc]
+        rest = replace(points, points=tuple(point for point in points.points if id(point) not in gone))
+        found.append((f"without {_size(points.points[members[0]])}", rest))
     return found
 
 
@@ -129,7 +133,9 @@ def _size(point: Point) -> str:
     return point.where.split(" ")[1]
 
 
-def _ask(method: str, convention: Convention, sizes: str, noise: str, study: "Study[Isoflop] | Study[Parametric]") -> Asked:
+def _ask(
+    method: str, convention: Convention, sizes: str, noise: str, study: "Study[Isoflop] | Study[Parametric]"
+) -> Asked:
     groups = {group.name: group for group in study.groups}
     slopes = {
         name: (groups[name].slope, groups[name].slope_interval) if name in groups else (None, None) for name in _MODELS
@@ -141,7 +147,8 @@ def _ask(method: str, convention: Convention, sizes: str, noise: str, study: "St
         noise=noise,
         slopes=slopes,
         used={
-            name: len(group.fit.used) if isinstance(group, Isoflop) else len(group.points) for name, group in groups.items()
+            name: len(group.fit.used) if isinstance(group, Isoflop) else len(group.points)
+            for name, group in groups.items()
         },
         verdicts={hybrid: _verdict(study, hybrid) for hybrid in HYBRIDS},
     )
@@ -172,11 +179,14 @@ def _verdict(study: "Study[Isoflop] | Study[Parametric]", hybrid: str) -> Verdic
 
 def as_text(found: Answer, *, bold: Callable[[str], str]) -> str:
     lines = [
-        bold("arXiv 2510.04800v3, Tables 14 and 15: does the hybrids' compute-optimal slope lie between Transformer's and Mamba's?"),
+        bold(
+            "arXiv 2510.04800v3, Tables 14 and 15: does the hybrids' compute-optimal slope lie between those of "
+            "Transformer and Mamba?"
+        ),
         *show.wrapped(
-            f"a of N_opt ~ C^a, {found.level:.0%} intervals; noise of a run: {found.noise}. One run a size (one trunk): how far "
-            "another seed would lie cannot be seen in these runs. Paper: C and N without the head; full: with it, the budgets "
-            "in common interpolated along each size. Verdicts by intervals, each fit by itself.",
+            f"a of N_opt ~ C^a, {found.level:.0%} intervals; noise of a run: {found.noise}. One trunk a size: "
+            "how far another seed would lie cannot be seen in these runs. Paper: C and N without the head; full: with "
+            "it, the budgets in common interpolated along each size. Verdicts by intervals, each fit by itself.",
             "",
             "",
         ),
@@ -186,7 +196,9 @@ def as_text(found: Answer, *, bold: Callable[[str], str]) -> str:
         lines += show.wrapped(f"{hybrid}: {_summary(found, hybrid)}", "", "  ")
     lines += show.wrapped("Order of the exponents by estimate alone: " + _orders(found), "", "  ")
     for (method, convention), diagnosis in found.diagnoses.items():
-        first = [change for change in diagnosis.changes if "told apart, but" in change or "leaves its interval" in change]
+        first = [
+            change for change in diagnosis.changes if "told apart, but" in change or "leaves its interval" in change
+        ]
         if first:
             lines += ["", bold(f"what changes: {method}, {convention} convention")]
             for change in first:
@@ -212,8 +224,8 @@ def _summary(found: Answer, hybrid: str) -> str:
         whole = [one for one in asked if one.sizes == "all"]
         rest = [one for one in asked if one.sizes != "all"]
         parts.append(
-            f"{convention} convention: of {len(whole)} fits to all sizes {_counted(whole, hybrid)}; of {len(rest)} without one "
-            f"size {_counted(rest, hybrid)}"
+            f"{convention} convention: of {len(whole)} fits to all sizes {_counted(whole, hybrid)}; of {len(rest)} "
+            f"without one size {_counted(rest, hybrid)}"
         )
     return ". ".join(parts) + "."
 
@@ -221,7 +233,9 @@ def _summary(found: Answer, hybrid: str) -> str:
 def _counted(asked: list[Asked], hybrid: str) -> str:
     counts = Counter(one.verdicts[hybrid] for one in asked)
     estimated = sum(bool(one.estimated_between(hybrid)) for one in asked)
-    said = ", ".join(f"{n} say {verdict}" if verdict != "no exponent" else f"{n} have no exponent" for verdict, n in counts.items())
+    said = ", ".join(
+        f"{n} say {verdict}" if verdict != "no exponent" else f"{n} have no exponent" for verdict, n in counts.items()
+    )
     return f"{said} ({estimated} put the estimate between)"
 
 
@@ -242,7 +256,9 @@ def as_json(found: Answer) -> str:
                 "sizes": one.sizes,
                 "noise": one.noise,
                 "a": {name: slope for name, (slope, _) in one.slopes.items()},
-                "intervals": {name: None if interval is None else list(interval) for name, (_, interval) in one.slopes.items()},
+                "intervals": {
+                    name: None if interval is None else list(interval) for name, (_, interval) in one.slopes.items()
+                },
                 "budgets_or_points": one.used,
                 "order": one.order,
                 "verdicts": one.verdicts,
@@ -251,7 +267,11 @@ def as_json(found: Answer) -> str:
             for one in found.asked
         ],
         "studies": [
-            {"method": method, "convention": convention, **json.loads(show.as_json(study, found.diagnoses[method, convention]))}
+            {
+                "method": method,
+                "convention": convention,
+                **json.loads(show.as_json(study, found.diagnoses[method, convention])),
+            }
             for (method, convention), study in found.studies.items()
         ],
     }

@@ -14,7 +14,6 @@ from analysis.scaling.parametric import DELTA, DESCENT, STARTS, Fit
 # Of a chunk the few that take long are descended together.
 _CHUNK_ELEMENTS: Final = 400_000
 _FEWEST: Final = 250
-_DESCENT: Final = (4e-3, DELTA)
 _SHARPER: Final = (3e-4, 1e-4, 3e-5, lad.SHARPEST)
 _POOL: Final = 250
 _ROUNDS: Final = 2
@@ -24,7 +23,7 @@ Told = Callable[[int, int], None]
 
 
 def refit(fit: Fit, weights: Array, *, y: Array | None = None, told: Told | None = None) -> Array:
-    """θ (R, 5) of the objective with a row of `weights` (R, n) each, and of log losses `y` (R, n) instead of the data's.
+    """θ (R, 5) of the objective with a row of `weights` (R, n) each, and log losses `y` (R, n) instead of the data's.
 
     Points are in the order of `fit.data`. Each begins at that one of the fit's optima which suits its weights best. A
     second round begins at the optimum of another resample wherever that one is better than its own, so that a resample
@@ -45,17 +44,23 @@ def refit(fit: Fit, weights: Array, *, y: Array | None = None, told: Told | None
 def _refit(data: Data, weights: Array, candidates: Array, *, sharp: bool) -> Array:
     rows = np.arange(len(weights))
     first = _values(data, weights, candidates).argmin(axis=1)
-    deltas = _DESCENT + _SHARPER if sharp else _DESCENT
-    found = descend(data, candidates[first], rows, deltas, weights=weights, between=12 if sharp else 6)
+    ladder = DESCENT + _SHARPER if sharp else DESCENT
+    # Near the optimum a wide delta is a detour.
+    found = descend(data, candidates[first], rows, ladder if sharp else ladder[-1:], weights=weights, between=12)
     theta, f = found.theta, found.at.f
+    stuck = np.flatnonzero(~found.converged)
+    if len(stuck):
+        again = descend(data, candidates[first[stuck]], stuck, ladder, weights=weights)
+        lower = again.at.f < f[stuck]
+        theta[stuck[lower]], f[stuck[lower]] = again.theta[lower], again.at.f[lower]
     for _ in range(_ROUNDS):
         others = theta[np.linspace(0, len(theta) - 1, min(_POOL, len(theta))).astype(int)]
-        values = _values(data, weights, others, deltas[-1])
+        values = _values(data, weights, others, ladder[-1])
         better = np.flatnonzero(values.min(axis=1) < f * (1 - _BETTER))
         if not len(better):
             break
         begin = others[values[better].argmin(axis=1)]
-        again = descend(data, begin, better, deltas[-1:], weights=weights)
+        again = descend(data, begin, better, ladder[-1:], weights=weights)
         lower = again.at.f < f[better]
         theta[better[lower]], f[better[lower]] = again.theta[lower], again.at.f[lower]
     return theta
@@ -77,4 +82,4 @@ def refit_thoroughly(fit: Fit, weights: Array) -> Array:
     deltas = DESCENT + (_SHARPER if fit.estimator == "lad" else ())
     found = descend(fit.data, np.tile(begin, (v, 1)), rows, deltas, weights=weights)
     f = np.where(np.isfinite(found.at.f), found.at.f, np.inf).reshape(v, k)
-    return found.theta.reshape(v, k, P)[np.arange(v), f.argmin(axis=1)]
+    return np.asarray(found.theta.reshape(v, k, P)[np.arange(v), f.argmin(axis=1)])

@@ -150,12 +150,19 @@ def _finite(value: Any) -> Any:
 def as_text(study: AnyStudy, diagnosis: Diagnosis, *, bold: Callable[[str], str]) -> str:
     """What changes first, then the exponents, then what they rest on."""
     isoflop = isinstance(study.groups[0], Isoflop)
-    what = "compute-optimal sizes at equal FLOPs" if isoflop else f"L(N, D) = E + A/N^alpha + B/D^beta by {study.settings.estimator}"
+    what = (
+        "compute-optimal sizes at equal FLOPs"
+        if isoflop
+        else f"L(N, D) = E + A/N^alpha + B/D^beta by {study.settings.estimator}"
+    )
     lines = [bold(f"{study.points.source}: {what}"), f"{study.points.costs}; nats a token"]
     lines += study.points.notes
     lines += [f"group {name} is left out: {why}" for name, why in study.refused.items()]
     lines += ["", bold("what changes with how it is fitted")]
-    lines += [f"- {change}" for change in diagnosis.changes] or ["- nothing that was tried below"]
+    for change in diagnosis.changes:
+        lines += wrapped(change, "- ", "  ")
+    if not diagnosis.changes:
+        lines.append("- nothing that was tried below")
     lines += ["", *_exponents(study, bold)]
     lines += ["", *(_budgets(study, bold) if isoflop else _laws(study, bold))]
     lines += _warned(study, bold)
@@ -180,7 +187,15 @@ def _exponents(study: AnyStudy, bold: Callable[[str], str]) -> list[str]:
             b, b_interval = group.fit.b, None if group.fit.d is None else group.fit.d.interval(settings.level)
             more = _ratio(group)
         rows.append(
-            [group.name, str(len(group.points)), number(group.slope), between(group.slope_interval), number(b), between(b_interval), *more]
+            [
+                group.name,
+                str(len(group.points)),
+                number(group.slope),
+                between(group.slope_interval),
+                number(b),
+                between(b_interval),
+                *more,
+            ]
         )
     how = f"{settings.bootstrap:,} {'simulated' if isoflop else 'resampled'} sets, seed {settings.seed}"
     lines = [bold(f"N_opt ~ C^a, D_opt ~ C^b ({how if settings.bootstrap else 'no intervals: --bootstrap 0'})")]
@@ -190,10 +205,14 @@ def _exponents(study: AnyStudy, bold: Callable[[str], str]) -> list[str]:
     pairs = differences(study)
     if pairs:
         said = [
-            f"{low} < {high} ({middle:+.3f} [{begin:.3f}, {end:.3f}])" for (low, high), (middle, begin, end) in pairs.items() if begin > 0
+            f"{low} < {high} ({middle:+.3f} [{begin:.3f}, {end:.3f}])"
+            for (low, high), (middle, begin, end) in pairs.items()
+            if begin > 0
         ]
         open_ = [
-            f"{low}, {high} ({middle:+.3f} [{begin:.3f}, {end:.3f}])" for (low, high), (middle, begin, end) in pairs.items() if begin <= 0
+            f"{low}, {high} ({middle:+.3f} [{begin:.3f}, {end:.3f}])"
+            for (low, high), (middle, begin, end) in pairs.items()
+            if begin <= 0
         ]
         lines += wrapped("a told apart: " + ("; ".join(said) or "no pair"))
         lines += wrapped("a not told apart: " + ("; ".join(open_) or "no pair"))
@@ -239,7 +258,11 @@ def _budgets(study: AnyStudy, bold: Callable[[str], str]) -> list[str]:
                 ]
             )
     curve = study.settings.curve
-    how = "Akima splines in log N" if curve.method == "akima" else f"parabolas in log N, sizes within {curve.window:g} times"
+    how = (
+        "Akima splines in log N"
+        if curve.method == "akima"
+        else f"parabolas in log N, sizes within {curve.window:g} times"
+    )
     rule = (
         "a minimum counts if the lowest size has a higher one on both sides"
         if curve.rule == "bracketed"
@@ -269,10 +292,19 @@ def _laws(study: AnyStudy, bold: Callable[[str], str]) -> list[str]:
             rows.append(["  s.e.", *(f"{errors[name]:.2g}" for name in NAMES[:5]), "", ""])
             rows.append(["  interval", *(between(intervals[name], 3) for name in NAMES[:5]), "", ""])
         proof = group.fit.proof
-        flat = "none is left free" if proof.least_eigenvalue is None else f"least eigenvalue {proof.least_eigenvalue:.1e} of the largest"
-        met = "" if proof.multiplier is None else f"; meets {proof.active} points, largest multiplier {proof.multiplier:.2f}"
+        flat = (
+            "none is left free"
+            if proof.least_eigenvalue is None
+            else f"least eigenvalue {proof.least_eigenvalue:.1e} of the largest"
+        )
+        met = (
+            ""
+            if proof.multiplier is None
+            else f"; meets {proof.active} points, largest multiplier {proof.multiplier:.2f}"
+        )
         proofs.append(
-            f"- {group.name}: {'an optimum' if proof.is_optimum else 'NOT SHOWN TO BE AN OPTIMUM'}: gradient {proof.gradient:.0e}, {flat}{met}; "
+            f"- {group.name}: {'an optimum' if proof.is_optimum else 'NOT SHOWN TO BE AN OPTIMUM'}: gradient "
+            f"{proof.gradient:.0e}, {flat}{met}; "
             f"{proof.agreeing} of {proof.starts} descents end there"
         )
     return [bold("the laws, log residuals, and why they are optima"), *table(rows), *proofs]
@@ -312,13 +344,20 @@ def _rest(study: AnyStudy, diagnosis: Diagnosis, bold: Callable[[str], str]) -> 
     if diagnosis.held_out:
         lines += ["", bold("the largest budget, predicted by L(N, D) of the others (predicted less measured, nats)")]
         lines += [
-            f"- {one.group}: mean {one.mean:+.4f}, largest {one.worst:+.4f}, at {one.n_points} points of {one.flops:.3g} FLOPs"
+            f"- {one.group}: mean {one.mean:+.4f}, largest {one.worst:+.4f}, at {one.n_points} points of "
+            f"{one.flops:.3g} FLOPs"
             for one in diagnosis.held_out
         ]
     lines += ["", bold("outliers")]
-    lines += [f"- {text}" for text in diagnosis.outliers] or ["- none is more than six times the usual distance off L(N, D)"]
+    lines += [f"- {text}" for text in diagnosis.outliers] or [
+        "- none is more than six times the usual distance off L(N, D)"
+    ]
     k = study.settings.drop_highest
-    dropped = [f"{group.name}: {', '.join(f'{p.where} ({p.loss:.4g})' for p in group.dropped)}" for group in study.groups if group.dropped]
+    dropped = [
+        f"{group.name}: {', '.join(f'{p.where} ({p.loss:.4g})' for p in group.dropped)}"
+        for group in study.groups
+        if group.dropped
+    ]
     lines.append(f"- dropped by --drop-highest {k}: {'; '.join(dropped) if dropped else 'nothing'}")
     if diagnosis.short:
         lines += ["", bold("short runs (warmup and cooldown are more than 40% of them)")]

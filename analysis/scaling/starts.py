@@ -25,7 +25,7 @@ def grid(data: Data, exponents: tuple[float, ...] = EXPONENTS) -> Array:
     g = len(rates)
     gram = np.empty((g, g, 3, 3))
     gram[..., 0, 0] = one @ one.T
-    gram[..., 0, 1] = gram[..., 1, 0] = (a @ one.T)
+    gram[..., 0, 1] = gram[..., 1, 0] = a @ one.T
     gram[..., 0, 2] = gram[..., 2, 0] = (b @ one.T).T
     gram[..., 1, 1] = (a * a).sum(axis=1)[:, None]
     gram[..., 2, 2] = (b * b).sum(axis=1)[None, :]
@@ -69,6 +69,6 @@ def chosen(data: Data, delta: float, most: int) -> Array:
     around = np.stack([padded[1 + i : 1 + i + g, 1 + j : 1 + j + g] for i in (-1, 0, 1) for j in (-1, 0, 1) if i or j])
     valley = (f.reshape(g, g) <= around.min(axis=0)).ravel()
     order = np.argsort(f, kind="stable")
-    # Neighbours of a valley start alike: of the rest every other one.
+    # Neighbours start alike: of the rest every third.
     ranked = [*order[valley[order]][: most // 2], *order[~valley[order]][::3]]
-    return theta[np.array(ranked[:most])]
+    return np.asarray(theta[np.array(ranked[:most])], dtype=np.float64)

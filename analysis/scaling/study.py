@@ -1,10 +1,10 @@
 """The two entries: fits of every group with their uncertainty.
 
-    from analysis.scaling.points import read_csv
-    from analysis.scaling.study import Settings, isoflop, parametric
+from analysis.scaling.points import read_csv
+from analysis.scaling.study import Settings, isoflop, parametric
 
-    study = parametric(read_csv(Path("runs.csv"), {"n": "params"}), Settings(bootstrap=4000))
-    study.groups[0].fit.law.alpha
+study = parametric(read_csv(Path("runs.csv"), {"n": "params"}), Settings(bootstrap=4000))
+study.groups[0].fit.law.alpha
 """
 
 import math
@@ -17,7 +17,7 @@ import numpy as np
 
 from analysis.scaling.bootstrap import Plan, interval, plan_of, shared_noise, standard_error, weights_of
 from analysis.scaling.isoflop import FEWEST_BUDGETS, IsoFlop, Options, fit_isoflop
-from analysis.scaling.law import ALPHA, B_, BETA, A_, E_, Array, to_plain
+from analysis.scaling.law import A_, ALPHA, B_, BETA, E_, Array, to_plain
 from analysis.scaling.noise import noise_of
 from analysis.scaling.parametric import Estimator, Fit, fit
 from analysis.scaling.points import Point, Points, si, sizes_of, trunks_a_size, trunks_of
@@ -53,7 +53,8 @@ class Settings:
 @final
 @dataclass(frozen=True, kw_only=True)
 class Parametric:
-    """One group's law. `draws` has a column for each of `NAMES`, `weights` one for each point; empty without a bootstrap."""
+    """One group's law. `draws` has a column for each of `NAMES`, `weights` one for each point; none without a
+    bootstrap."""
 
     name: str
     points: tuple[Point, ...]
@@ -165,7 +166,7 @@ def parametric_problem(points: Sequence[Point]) -> str | None:
     """Why five numbers cannot be had from these points; None where they can."""
     sizes = len(sizes_of(points)) if points else 0
     if sizes == 1:
-        return f"one size ({si(points[0].n)}): how loss depends on parameters cannot be seen; expected {FEWEST_SIZES} sizes"
+        return f"one size ({si(points[0].n)}): how loss depends on it cannot be seen; expected {FEWEST_SIZES} sizes"
     if sizes < FEWEST_SIZES:
         return f"{sizes} sizes: E, A and alpha cannot be told apart; expected {FEWEST_SIZES} at least"
     lengths = len({round(math.log(point.d), 2) for point in points})
@@ -224,8 +225,10 @@ def _of_trunks(points: Sequence[Point], plan: Plan, settings: Settings) -> list[
     if plan.identified:
         return []
     alone = "one trunk a size" if trunks_a_size(points) == 1 and not plan.text[0].isdigit() else "a size with one trunk"
-    told = f"; noise of {settings.noise:g} nats is shared by its branches, as given" if settings.noise is not None else (
-        "; the intervals leave out what its branches share (--noise NATS puts it in)"
+    told = (
+        f"; noise of {settings.noise:g} nats is shared by its branches, as given"
+        if settings.noise is not None
+        else ("; the intervals leave out what its branches share (--noise NATS puts it in)")
     )
     return [f"{alone}: seed noise cannot be identified{told}"]
 
