@@ -120,15 +120,12 @@ def main() -> None:
         begin = time.perf_counter()
         found = coverage(design, args.studies, args.resamples)
         seconds = time.perf_counter() - begin
-        print(
-            f"\n{name}: {design.kind}, {design.about} (shared {design.shared:g}, own {design.own:g} nats; {seconds:.0f} s)"
-        )
+        noise = f"noise of {design.shared:g} nats shared, {design.own:g} own"
+        print(f"\n{name}: {design.kind}, {design.about}; {noise} ({seconds:.0f} s)")
         for number, (held, of, width) in found.items():
             exact = clopper_pearson(held, of)
-            print(
-                f"  {number:<6} {held / of:6.1%} [{exact.low:.1%}, {exact.high:.1%}] of {of}, median width {width:.3g}",
-                flush=True,
-            )
+            low, high = f"{exact.low:.1%}", f"{exact.high:.1%}"
+            print(f"  {number:<6} {held / of:6.1%} [{low}, {high}] of {of}, median width {width:.3g}", flush=True)
 
 
 if __name__ == "__main__":

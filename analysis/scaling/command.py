@@ -157,10 +157,10 @@ def _settings(args: argparse.Namespace) -> "Settings":
         from hybrid.decode import did_you_mean
 
         said = "nothing" if args.method is None else args.method
-        problems.append(f"method = {said}: expected isoflop or parametric{did_you_mean(str(args.method), METHODS)}")
+        problems.append(f"method = {said}: expected a way to fit{did_you_mean(str(args.method), METHODS)}")
     if len(given) != 1:
         said = " and ".join(f"--{name}" for name in given) or "none"
-        problems.append(f"points = {said}: expected one of --request NAME, --points FILE.csv and --reference")
+        problems.append(f"points = {said}: expected exactly one of --request NAME, --points FILE.csv and --reference")
     if args.overrides and not args.request:
         problems.append(f"{args.overrides[0]}: overrides belong to --request NAME")
     problems += [f"{text}: expected an override such as scale=toy" for text in args.overrides if "=" not in text]

@@ -33,6 +33,8 @@ _MOST_DROPPED: Final = 5
 _FAR_OFF: Final = 6.0
 _NORMAL_MAD: Final = 1.4826
 _RESAMPLES: Final = 1000
+# Exponents that differ by less are one for any purpose.
+_TOO_LITTLE: Final = 0.005
 _DRAWS: Final = 200
 
 
@@ -339,7 +341,7 @@ def changes(base: Variant, variants: Sequence[Variant]) -> list[str]:
         outside = [
             f"{v.slopes[name]:.3f} {_listed([v.name])}"
             for v in variants
-            if v.slopes.get(name) is not None and not within[0] <= float(v.slopes[name] or 0.0) <= within[1]
+            if v.slopes.get(name) is not None and _outside(float(v.slopes[name] or 0.0), within)
         ]
         if outside:
             certain.append(
@@ -350,6 +352,10 @@ def changes(base: Variant, variants: Sequence[Variant]) -> list[str]:
         if none:
             open_.append(f"a of {name} cannot be had {_listed(none)}")
     return certain + open_
+
+
+def _outside(slope: float, within: tuple[float, float]) -> bool:
+    return slope < within[0] - _TOO_LITTLE or slope > within[1] + _TOO_LITTLE
 
 
 def _gap(variant: Variant, low: str, high: str) -> float | None:

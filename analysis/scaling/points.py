@@ -149,7 +149,7 @@ def parse_columns(text: str | None) -> dict[str, str]:
         if not equals or not column:
             problems.append(f"--columns {part}: expected NAME=COLUMN, NAME one of {', '.join(COLUMNS)}")
         elif name not in COLUMNS:
-            problems.append(f"--columns {part}: expected one of {', '.join(COLUMNS)}{did_you_mean(name, COLUMNS)}")
+            problems.append(f"--columns {part}: {name} is none of ours{did_you_mean(name, COLUMNS)}")
         elif name in found:
             problems.append(f"--columns {part}: {name} is given twice")
         else:

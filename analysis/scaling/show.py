@@ -162,10 +162,11 @@ def as_text(study: AnyStudy, diagnosis: Diagnosis, *, bold: Callable[[str], str]
     for change in diagnosis.changes:
         lines += wrapped(change, "- ", "  ")
     if not diagnosis.changes:
-        lines.append("- nothing that was tried below")
+        some = any(slope is not None for slope in diagnosis.base.slopes.values())
+        lines.append("- nothing that was tried below" if some else "- there is no exponent that could change")
+    lines += _warned(study, bold)
     lines += ["", *_exponents(study, bold)]
     lines += ["", *(_budgets(study, bold) if isoflop else _laws(study, bold))]
-    lines += _warned(study, bold)
     lines += ["", *_variants(diagnosis, bold)]
     lines += _rest(study, diagnosis, bold)
     return "\n".join(lines) + "\n"
@@ -177,7 +178,7 @@ def _exponents(study: AnyStudy, bold: Callable[[str], str]) -> list[str]:
     rows = [["group", "points", "a", f"{level} interval", "b", f"{level} interval"]]
     isoflop = isinstance(study.groups[0], Isoflop)
     if isoflop:
-        rows[0] += ["D/N at the largest budget", "D/N ~ C^"]
+        rows[0] += ["D/N at the largest", "D/N ~ C^", "minima that count"]
     for group in study.groups:
         if isinstance(group, Parametric):
             b: float | None = group.values["b"]
@@ -220,10 +221,10 @@ def _exponents(study: AnyStudy, bold: Callable[[str], str]) -> list[str]:
 
 
 def _ratio(group: Isoflop) -> list[str]:
-    """Tokens a parameter on the lines, and the exponent of that ratio."""
+    """Tokens a parameter on the lines, the exponent of that ratio, and how many minima that rests on."""
     fit = group.fit
     if fit.n is None or fit.d is None:
-        return ["-", "-"]
+        return ["-", "-", _counted(group)]
     c = np.array([max(budget.flops for budget in fit.used)])
     low = high = None
     if len(fit.n.slopes):
@@ -232,7 +233,12 @@ def _ratio(group: Isoflop) -> list[str]:
         low, high = np.quantile(drawn, [(1 - group.settings.level) / 2, (1 + group.settings.level) / 2])
     ratio = float(fit.d.value(c)[0] / fit.n.value(c)[0])
     interval = "" if low is None else f" [{low:.3g}, {high:.3g}]"
-    return [f"{ratio:.3g}{interval}", number(fit.d.slope - fit.n.slope)]
+    return [f"{ratio:.3g}{interval}", number(fit.d.slope - fit.n.slope), _counted(group)]
+
+
+def _counted(group: Isoflop) -> str:
+    k, n = len(group.fit.used), len(group.fit.budgets)
+    return f"{k} of {n}" + ("; nothing can contradict a line through two" if k == 2 else "")
 
 
 def _budgets(study: AnyStudy, bold: Callable[[str], str]) -> list[str]:
