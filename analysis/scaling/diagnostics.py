@@ -205,7 +205,11 @@ def _other_rules(kind: Kind, points: Points, settings: Settings) -> list[Variant
     curve = settings.curve
     method = replace(curve, method="quadratic" if curve.method == "akima" else "akima")
     rule = replace(curve, rule="inside" if curve.rule == "bracketed" else "bracketed")
+    every = replace(curve, method="quadratic", rule="inside", window=math.inf)
     return [
+        _full(
+            "by quadratic of all sizes", "a parabola through every size", kind, points, replace(settings, curve=every)
+        ),
         _full(f"by {method.method}", "the other curve", kind, points, replace(settings, curve=method)),
         _full(
             f"minima {rule.rule}", "the other rule for which minima count", kind, points, replace(settings, curve=rule)

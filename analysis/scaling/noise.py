@@ -36,6 +36,9 @@ class Noise:
     text: str
 
 
+SILENT: Final = Noise(shared=0.0, own=0.0, split=True, df=None, source="none", text="left out")
+
+
 def noise_of(points: Sequence[Point], smooth: Fit | None, *, given: float | None, df: float | None = None) -> Noise:
     """As given, else from trunks that differ in their seeds, else from how far the points lie off a `smooth` law."""
     seeds = _between_seeds(points)

@@ -84,6 +84,11 @@ def answer(settings: Settings, told: Told | None = None) -> Answer:
         ("isoflop akima", "replicates", given),
         ("isoflop akima", "residuals", replace(given, noise=None, noise_df=None)),
         ("isoflop quadratic", "replicates", replace(given, curve=replace(given.curve, method="quadratic"))),
+        (
+            "isoflop quadratic, all sizes",
+            "replicates",
+            replace(given, curve=replace(given.curve, method="quadratic", rule="inside", window=math.inf)),
+        ),
         ("parametric huber", "replicates", given),
         ("parametric lad", "replicates", replace(given, estimator="lad")),
     )

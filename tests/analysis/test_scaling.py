@@ -14,14 +14,14 @@ from analysis.scaling.bootstrap import interval, plan_of, weights_of
 from analysis.scaling.isoflop import Options, curves_of, fit_isoflop, lowest
 from analysis.scaling.law import Array, Objective, data_of, gradient_of_law, log_law, objective
 from analysis.scaling.newton import descend
-from analysis.scaling.noise import Noise, noise_of
+from analysis.scaling.noise import SILENT, noise_of
 from analysis.scaling.parametric import DELTA, DESCENT, Law, fit
 from analysis.scaling.points import Convention, Point, Points, budgets_of, of_paper, sizes_of
 from analysis.scaling.resample import refit
 from analysis.scaling.study import Settings, isoflop, parametric
 
 TRUTH = Law(E=1.82, A=482.0, B=2085.0, alpha=0.348, beta=0.366)
-QUIET = Noise(shared=0.0, own=0.0, split=True, df=None, source="none", text="")
+QUIET = SILENT
 
 
 def points_of(

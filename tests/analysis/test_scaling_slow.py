@@ -19,9 +19,9 @@ STUDIES = 200
 
 
 @pytest.fixture(scope="module")
-def benchmark(repo: Path) -> dict[str, ModuleType]:
+def benchmark() -> dict[str, ModuleType]:
     """The programs of benchmarks/, which are no package."""
-    found = {}
+    repo, found = Path(__file__).resolve().parents[2], {}
     for name in ("scaling", "scaling_coverage"):
         spec = importlib.util.spec_from_file_location(f"benchmark_{name}", repo / "benchmarks" / f"{name}.py")
         assert spec is not None
