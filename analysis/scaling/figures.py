@@ -107,7 +107,7 @@ def _curves(axes: "Axes", fit: IsoFlop) -> None:
         )
     if len(fit.curves) <= _MOST_NAMED:
         axes.legend(
-            fontsize=6.5, title="FLOPs", title_fontsize=6.5, loc="upper left", handlelength=1.2, labelspacing=0.25
+            fontsize=6.5, title="FLOPs", title_fontsize=6.5, loc="upper center", handlelength=1.2, labelspacing=0.25
         )
     axes.set_xscale("log")
     axes.margins(x=0.08, y=0.08)
@@ -150,7 +150,7 @@ def _lines(axes: "Sequence[Axes]", study: "Study[Isoflop] | Study[Parametric]") 
     for panel, label in zip(axes, ("compute-optimal parameters N", "compute-optimal tokens D"), strict=True):
         panel.set_xscale("log")
         panel.set_yscale("log")
-        _plain_sizes(panel, axis="x", text=lambda value: f"{value:.0e}".replace("e+", "e"))
+        _plain_sizes(panel, axis="x", text=_power)
         panel.set_xlabel("training FLOPs C")
         panel.set_ylabel(label)
         panel.grid(color=_GRID, linewidth=0.7, which="major")
@@ -205,6 +205,7 @@ def _parametric_figure(study: "Study[Isoflop] | Study[Parametric]") -> "Figure":
         residuals.plot(flops, group.fit.residuals, "o", color=colour, markersize=4, alpha=0.8)
         fitted.plot(losses / np.exp(group.fit.residuals), losses, "o", color=colour, markersize=4, alpha=0.8)
     residuals.set_xscale("log")
+    _plain_sizes(residuals, text=_power)
     residuals.axhline(0, color="#444444", linewidth=0.8)
     residuals.set_xlabel("training FLOPs C")
     residuals.set_ylabel("log loss less log law")
@@ -231,6 +232,10 @@ def _halves(figure: "Figure", upper: float, lower: float) -> "tuple[SubFigure, S
 
 def _look(i: int) -> tuple[str, Any]:
     return COLOURS[i % len(COLOURS)], DASHES[i % len(DASHES)]
+
+
+def _power(value: float) -> str:
+    return f"{value:.0e}".replace("e+", "e")
 
 
 def _plain_sizes(axes: "Axes", axis: str = "x", text: Callable[[float], str] = si) -> None:

@@ -8,7 +8,7 @@ from typing import Any, Final
 import numpy as np
 
 from analysis.scaling.diagnostics import Diagnosis, Variant, differences
-from analysis.scaling.points import Point, si
+from analysis.scaling.points import Point, budgets_of, si
 from analysis.scaling.study import NAMES, Isoflop, Parametric, Study
 
 _WIDTH: Final = 118
@@ -279,7 +279,7 @@ def _budgets(study: AnyStudy, bold: Callable[[str], str]) -> list[str]:
 
 def _laws(study: AnyStudy, bold: Callable[[str], str]) -> list[str]:
     rows = [["group", *NAMES[:5], "objective", "largest residual"]]
-    proofs = []
+    proofs, missed = [], []
     for group in study.groups:
         if not isinstance(group, Parametric):
             continue
@@ -297,6 +297,7 @@ def _laws(study: AnyStudy, bold: Callable[[str], str]) -> list[str]:
             errors, intervals = group.standard_errors, group.intervals
             rows.append(["  s.e.", *(f"{errors[name]:.2g}" for name in NAMES[:5]), "", ""])
             rows.append(["  interval", *(between(intervals[name], 3) for name in NAMES[:5]), "", ""])
+        missed += _missed(group)
         proof = group.fit.proof
         flat = (
             "none is left free"
@@ -313,7 +314,23 @@ def _laws(study: AnyStudy, bold: Callable[[str], str]) -> list[str]:
             f"{proof.gradient:.0e}, {flat}{met}; "
             f"{proof.agreeing} of {proof.starts} descents end there"
         )
-    return [bold("the laws, log residuals, and why they are optima"), *table(rows), *proofs]
+    lines = [bold("the laws, log residuals, and why they are optima"), *table(rows), *proofs]
+    if missed:
+        lines += [
+            "",
+            bold("mean residual of each budget (measured less law, nats): a trend is what the law misses"),
+        ]
+    return lines + missed
+
+
+def _missed(group: Parametric) -> list[str]:
+    """A line of the mean residual at each budget, where there are budgets."""
+    budgets = budgets_of(group.points)
+    if budgets is None:
+        return []
+    off = group.fit.residuals * np.array([point.loss for point in group.points])
+    means = [f"{np.mean([group.points[i].c for i in members]):.2g}: {off[members].mean():+.4f}" for members in budgets]
+    return wrapped(f"{group.name}: {'; '.join(means)}", "- ", "  ")
 
 
 def _warned(study: AnyStudy, bold: Callable[[str], str]) -> list[str]:
