@@ -197,6 +197,7 @@ def as_text(found: Answer, *, bold: Callable[[str], str]) -> str:
         ),
         "",
     ]
+    lines.append(bold(f"Answer: {'; '.join(f'{hybrid}: {conclusion(found, hybrid)}' for hybrid in HYBRIDS)}."))
     for hybrid in HYBRIDS:
         lines += show.wrapped(f"{hybrid}: {_summary(found, hybrid)}", "", "  ")
     lines += show.wrapped("Order of the exponents by estimate alone: " + _orders(found), "", "  ")
@@ -220,6 +221,16 @@ def as_text(found: Answer, *, bold: Callable[[str], str]) -> str:
         lines += ["", bold(f"=== {method}, {convention} convention ==="), ""]
         lines.append(show.as_text(study, found.diagnoses[method, convention], bold=bold).rstrip("\n"))
     return "\n".join(lines) + "\n"
+
+
+def conclusion(found: Answer, hybrid: str) -> str:
+    """One way to ask shows nothing that another takes back: all have to agree, on all sizes and in both conventions."""
+    verdicts = {one.verdicts[hybrid] for one in found.asked if one.sizes == "all"}
+    if verdicts == {"between"}:
+        return "shown to lie between, by every fit to all sizes"
+    if verdicts == {"not between"}:
+        return "shown not to lie between, by every fit to all sizes"
+    return "not shown: the ways to ask do not agree, or cannot tell"
 
 
 def _summary(found: Answer, hybrid: str) -> str:
@@ -252,6 +263,7 @@ def _orders(found: Answer) -> str:
 def as_json(found: Answer) -> str:
     content: dict[str, Any] = {
         "question": "does the compute-optimal slope of the hybrids lie between those of Transformer and Mamba?",
+        "conclusions": {hybrid: conclusion(found, hybrid) for hybrid in HYBRIDS},
         "noise": found.noise,
         "level": found.level,
         "answers": [

@@ -1,6 +1,7 @@
 """Scaling fits against thousands of other starts, and the coverage of their intervals; minutes."""
 
 import importlib.util
+import json
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 from scipy.optimize import minimize
 
+from analysis.__main__ import main
 from analysis.scaling.law import data_of, log_law, objective
 from analysis.scaling.parametric import DELTA, Estimator, fit
 from analysis.scaling.points import of_paper
@@ -106,3 +108,35 @@ def test_trunks_taken_for_points_cover_far_less(benchmark: dict[str, ModuleType]
     coverage = benchmark["scaling_coverage"]
     held, of, _ = coverage.coverage(coverage.DESIGNS["trunks as points"], 60, 200)["a"]
     assert held / of < 0.85
+
+
+def test_the_papers_question_is_asked_in_every_way(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert main(["scaling", "--reference", "--json", "--bootstrap", "200", "--out", str(tmp_path)]) == 0
+    content = json.loads(capsys.readouterr().out)
+    answers = content["answers"]
+    assert {(one["method"], one["convention"]) for one in answers if one["sizes"] == "all"} == {
+        (method, convention)
+        for method in (
+            *(
+                "isoflop akima",
+                "isoflop quadratic",
+                "isoflop quadratic, all sizes",
+                "parametric huber",
+                "parametric lad",
+            ),
+        )
+        for convention in ("paper", "full")
+    }
+    assert {one["sizes"] for one in answers} == {"all", *(f"without {size}" for size in ("100M", "350M", "1B", "3B"))}
+    # The text says that it lies between; what is said here is what the intervals say, in each way and together.
+    assert set(content["conclusions"]) == {"Inter-H", "Intra-H"}
+    for one in answers:
+        for hybrid, verdict in one["verdicts"].items():
+            if verdict == "between":
+                assert one["estimated_between"][hybrid]
+    golden = json.loads((Path(__file__).parent / "golden_scaling.json").read_text())
+    for one in answers:
+        if one["sizes"] == "all" and one["method"].startswith("parametric"):
+            name = f"{one['method'].removeprefix('parametric ')} {one['convention']}"
+            assert one["a"] == pytest.approx(golden[name], abs=1e-5)
+    assert {path.suffix for path in tmp_path.iterdir()} == {".json", ".png", ".svg", ".pdf"}
