@@ -1,4 +1,4 @@
-"""The command line: `python -m analysis tables | figures | claims | report | reference`.
+"""The command line: `python -m analysis tables | figures | claims | scaling | report | reference`.
 
 What costs time to import is imported when called.
 """
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 from analysis.claims import command as claims_command
 from analysis.figures import command as figures_command
 from analysis.report import command as report_command
+from analysis.scaling import command as scaling_command
 from hybrid.spec import ConfigError
 
 if TYPE_CHECKING:
@@ -51,6 +52,7 @@ examples:
   python -m analysis figures demo --out report          the figure alone
   python -m analysis figures fig1b --source paper       a figure of the paper, of what it prints
   python -m analysis claims                             the paper's claims, judged by its own printed numbers
+  python -m analysis scaling isoflop --request isoflop  compute-optimal sizes and their exponents; --help says the rest
   python -m analysis reference                          the paper's printed costs beside those of our specs
 
 exit codes: 0 done; 2 something asked for does not exist; 1 anything else, such as a damaged store or a failed --check.
@@ -117,6 +119,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             _figures(args)
         elif args.command == "claims":
             _claims(args)
+        elif args.command == "scaling":
+            _scaling(args)
         elif args.command == "report":
             _report(args)
         else:
@@ -201,6 +205,15 @@ def _parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentPars
         allow_abbrev=False,
     )
     claims_command.add_arguments(claims)
+    scaling = subparsers.add_parser(
+        "scaling",
+        help="fit compute-optimal scaling laws",
+        description=scaling_command.ABOUT,
+        epilog=scaling_command.EXAMPLES,
+        formatter_class=form,
+        allow_abbrev=False,
+    )
+    scaling_command.add_arguments(scaling)
     report = subparsers.add_parser(
         "report",
         help="write one HTML file of what requests came to",
@@ -224,7 +237,8 @@ def _parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentPars
     )
     reference.add_argument("--all", action="store_true", help="list the cells that agree too")
     reference.add_argument("--format", choices=REFERENCE_FORMATS, default="text", help="what to print (default: text)")
-    return parser, {"tables": tables, "figures": figures, "claims": claims, "report": report, "reference": reference}
+    commands = {"tables": tables, "figures": figures, "claims": claims, "scaling": scaling}
+    return parser, {**commands, "report": report, "reference": reference}
 
 
 def _add_table_options(command: argparse.ArgumentParser) -> None:
@@ -317,6 +331,12 @@ def _figures(args: argparse.Namespace) -> None:
 
 def _claims(args: argparse.Namespace) -> None:
     print(claims_command.run(args, _bold if _on_terminal() else str, DEFAULT_STORE), end="")
+
+
+def _scaling(args: argparse.Namespace) -> None:
+    text, written = scaling_command.run(args, _bold if _on_terminal() else str, DEFAULT_STORE)
+    print(text, end="")
+    _say_where(written)
 
 
 def _report(args: argparse.Namespace) -> None:

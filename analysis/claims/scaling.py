@@ -128,29 +128,34 @@ def _runs(source: Source, model: str) -> tuple[Run, ...] | None:
 
 
 def optima_of(runs: Sequence[Run]) -> tuple[Optimum, ...]:
-    """One for each budget with three sizes at least."""
-    import numpy as np
+    """One for each budget with three sizes at least: the paper's parabola through all of them."""
+    from analysis.scaling.isoflop import FEWEST_SIZES, Options, fit_isoflop
+    from analysis.scaling.noise import SILENT
+    from analysis.scaling.points import Point
 
-    found = []
-    for log_c in sorted({run.log_c for run in runs}):
-        at = [run for run in runs if run.log_c == log_c]
-        if len(at) < 3:
-            continue
-        sizes = np.array([run.log_n for run in at])
-        centre = float(sizes.mean())
-        curvature, slope, _ = (float(c) for c in np.polyfit(sizes - centre, [run.loss for run in at], 2))
-        log_n = centre - slope / (2 * curvature)
-        # At one budget tokens follow from the size: N D is nearly constant.
-        a, b = (float(c) for c in np.polyfit(sizes - centre, [run.log_d for run in at], 1))
-        found.append(
-            Optimum(
-                log_c=log_c,
-                log_n=log_n,
-                log_d=b + a * (log_n - centre),
-                interior=curvature > 0 and min(sizes) < log_n < max(sizes),
-            )
+    points = [
+        Point(
+            group=_model_of(run),
+            n=math.exp(run.log_n),
+            d=math.exp(run.log_d),
+            c=math.exp(run.log_c),
+            loss=run.loss,
+            budget=math.exp(run.log_c),
+            where=run.row.label,
         )
-    return tuple(found)
+        for run in runs
+    ]
+    every = Options(method="quadratic", rule="inside", window=math.inf)
+    return tuple(
+        Optimum(
+            log_c=math.log(optimum.flops),
+            log_n=math.log(optimum.n_opt),
+            log_d=math.log(optimum.d_opt),
+            interior=optimum.interior,
+        )
+        for optimum in fit_isoflop(points, every, SILENT, draws=0, seed=0).budgets
+        if optimum.n_points >= FEWEST_SIZES
+    )
 
 
 def _exponent(optima: dict[float, Optimum], kept: Sequence[float]) -> float:
