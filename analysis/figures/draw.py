@@ -9,12 +9,15 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from analysis.figures.page import figure_of
 from analysis.figures.picture import Picture
 from analysis.render.latex import latex_text
 from hybrid.spec import ConfigError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 FORMATS: Final = ("png", "svg", "pdf", "json")
 DEFAULT_FORMATS: Final = ("png", "svg")
@@ -98,12 +101,6 @@ def as_float(picture: Picture, stem: str, width_in: float) -> str:
 
 
 def _drawn(picture: Picture, stem: Path, formats: Sequence[str], width_in: float, captioned: bool) -> list[Path]:
-    metadata: dict[str, dict[str, None]] = {
-        "png": {"Software": None},
-        "svg": {"Date": None},
-        "pdf": {"CreationDate": None, "Producer": None, "Creator": None},
-    }
-    paths = [stem.with_name(f"{stem.name}.{form}") for form in formats]
     with style(), warnings.catch_warnings():
         # A sign that the font has not is drawn as a box.
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
@@ -115,8 +112,19 @@ def _drawn(picture: Picture, stem: Path, formats: Sequence[str], width_in: float
                 raise
             problem = f"--width {width_in:g}: too narrow for this figure; expected more inches"
             raise ConfigError(problem) from None
-        for path, form in zip(paths, formats, strict=True):
-            figure.savefig(path, dpi=_DPI, metadata=metadata[form])
+        return save(figure, stem, formats)
+
+
+def save(figure: "Figure", stem: Path, formats: Sequence[str]) -> list[Path]:
+    """The figure as files, without what a writer would add of its own: versions and dates."""
+    metadata: dict[str, dict[str, None]] = {
+        "png": {"Software": None},
+        "svg": {"Date": None},
+        "pdf": {"CreationDate": None, "Producer": None, "Creator": None},
+    }
+    paths = [stem.with_name(f"{stem.name}.{form}") for form in formats]
+    for path, form in zip(paths, formats, strict=True):
+        figure.savefig(path, dpi=_DPI, metadata=metadata[form])
     return paths
 
 

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from scipy.interpolate import Akima1DInterpolator
 
-from analysis.figures import COLOURS, DASHES
+from analysis.figures.draw import save, style
+from analysis.figures.looks import COLOURS, DASHES
 from analysis.scaling.isoflop import IsoFlop
 from analysis.scaling.law import Array
 from analysis.scaling.points import si
@@ -20,15 +21,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure, SubFigure
 
 FORMATS: Final = ("png", "svg", "pdf")
-_STYLE: Final[dict[Any, Any]] = {
-    "font.size": 9,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "legend.frameon": False,
-    "svg.hashsalt": "hybrid-ablations",
-    "svg.fonttype": "none",
-    "pdf.fonttype": 42,
-}
 _PANELS_A_ROW: Final = 4
 _BAND: Final = 0.16
 _GRID: Final = "#dddddd"
@@ -37,36 +29,19 @@ _MOST_NAMED: Final = 8
 
 def write_figures(study: "Study[Isoflop] | Study[Parametric]", directory: Path, name: str | None = None) -> list[Path]:
     """`name`.png, .svg and .pdf; the same to the last byte for the same study."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
     isoflop = isinstance(study.groups[0], Isoflop)
-    name = name or ("isoflop" if isoflop else "parametric")
-    with matplotlib.rc_context(_STYLE):
+    with style():
         figure = _isoflop_figure(study) if isoflop else _parametric_figure(study)
-        written = []
-        for kind in FORMATS:
-            written.append(directory / f"{name}.{kind}")
-            # What a writer would add of its own: versions and dates.
-            metadata = {
-                "png": {"Software": None},
-                "svg": {"Date": None},
-                "pdf": {"CreationDate": None, "Producer": None},
-            }
-            figure.savefig(written[-1], dpi=160, metadata=metadata[kind])
-        pyplot.close(figure)
-    return written
+        return save(figure, directory / (name or ("isoflop" if isoflop else "parametric")), FORMATS)
 
 
 def _isoflop_figure(study: "Study[Isoflop] | Study[Parametric]") -> "Figure":
-    from matplotlib import pyplot
+    from matplotlib.figure import Figure
 
     groups = [group for group in study.groups if isinstance(group, Isoflop)]
     columns = min(_PANELS_A_ROW, max(2, len(groups)))
     rows = math.ceil(len(groups) / columns)
-    figure = pyplot.figure(figsize=(3.1 * columns + 0.6, 2.9 * rows + 4.1), layout="constrained")
+    figure = Figure(figsize=(3.1 * columns + 0.6, 2.9 * rows + 4.1), layout="constrained")
     upper, lower = _halves(figure, 2.9 * rows, 3.4)
     panels = upper.subplots(rows, columns, squeeze=False, sharey=True)
     for panel in panels.flat[len(groups) :]:
@@ -191,9 +166,9 @@ def _optimal(laws: Array, nd: Array, which: str) -> Array:
 
 
 def _parametric_figure(study: "Study[Isoflop] | Study[Parametric]") -> "Figure":
-    from matplotlib import pyplot
+    from matplotlib.figure import Figure
 
-    figure = pyplot.figure(figsize=(10.5, 7.2), layout="constrained")
+    figure = Figure(figsize=(10.5, 7.2), layout="constrained")
     upper, lower = _halves(figure, 1.0, 1.15)
     residuals, fitted = upper.subplots(1, 2)
     for i, group in enumerate(study.groups):
@@ -250,4 +225,4 @@ def _plain_sizes(axes: "Axes", axis: str = "x", text: Callable[[float], str] = s
 def _caption(figure: "Figure", title: str, *lines: str) -> None:
     figure.suptitle(title, x=0.01, ha="left", fontsize=11, fontweight="bold")
     wrapped = [part for line in lines for part in textwrap.wrap(line, 150)]
-    figure.supxlabel("\n".join(wrapped).replace("$", r"\$"), x=0.01, ha="left", fontsize=7.5, color="#444444")
+    figure.supxlabel("\n".join(wrapped), x=0.01, ha="left", fontsize=7.5, color="#444444")
