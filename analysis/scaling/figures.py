@@ -82,7 +82,7 @@ def _curves(axes: "Axes", fit: IsoFlop) -> None:
         )
     if len(fit.curves) <= _MOST_NAMED:
         axes.legend(
-            fontsize=6.5, title="FLOPs", title_fontsize=6.5, loc="upper center", handlelength=1.2, labelspacing=0.25
+            fontsize=6.5, title="FLOPs", title_fontsize=6.5, loc="best", handlelength=1.2, labelspacing=0.25
         )
     axes.set_xscale("log")
     axes.margins(x=0.08, y=0.08)
