@@ -84,6 +84,7 @@ def trained(run: RunSpec, execution: ExecSpec, steps: int = 3) -> Outcome:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [*SWEEPS, *(f"model:{preset}" for preset in PRESETS)])
 def test_every_row_trains_a_few_steps_at_toy_scale(name: str) -> None:
     found = runs(name.removeprefix("model:"))

@@ -31,6 +31,7 @@ def reads(config: Mapping[str, Any], composer: Composer, arguments: Sequence[str
     return read_config(config, stdlib_fingerprint=lambda: FINGERPRINT, reference=reference)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sweep", SHIPPED)
 def test_every_shipped_cell_is_the_run_that_plain_hydra_composes(expand_request, sweep: str) -> None:
     """The fast path is not another language: each cell's arguments, composed by Hydra alone, give an equal RunSpec."""
