@@ -81,9 +81,7 @@ def _curves(axes: "Axes", fit: IsoFlop) -> None:
             [], [], "o-", color=shade, markersize=3.5, linewidth=1.3, label=f"{curve.flops:.2g}".replace("e+", "e")
         )
     if len(fit.curves) <= _MOST_NAMED:
-        axes.legend(
-            fontsize=6.5, title="FLOPs", title_fontsize=6.5, loc="best", handlelength=1.2, labelspacing=0.25
-        )
+        axes.legend(fontsize=6.5, title="FLOPs", title_fontsize=6.5, loc="best", handlelength=1.2, labelspacing=0.25)
     axes.set_xscale("log")
     axes.margins(x=0.08, y=0.08)
     _plain_sizes(axes)
