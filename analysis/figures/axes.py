@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final, assert_never
 
-from analysis.figures.looks import clean, wrapped
+from analysis.figures.looks import clean, figure_of_axes, wrapped
 from analysis.figures.picture import Axis, Lines, Points
 
 if TYPE_CHECKING:
@@ -110,10 +110,9 @@ def thin_out(axes: "Axes") -> None:
     """Leave names of ticks out where they would touch the one before."""
     from matplotlib.transforms import Bbox
 
-    renderer = axes.figure.canvas.get_renderer()  # type: ignore[attr-defined]
     last: Bbox | None = None
     for text in sorted(axes.get_xticklabels(), key=lambda text: text.get_position()[0]):
-        box = text.get_window_extent(renderer)
+        box = text.get_window_extent()
         if last is not None and box.x0 < last.x1 + 2:
             text.set_visible(False)
         else:
@@ -121,7 +120,7 @@ def thin_out(axes: "Axes") -> None:
 
 
 def axis_label(axes: "Axes", axis: Axis, room_in: float) -> str:
-    return wrapped(axes.figure, clean(with_arrow(axis)), max(1.0, room_in), 8)  # type: ignore[arg-type]
+    return wrapped(figure_of_axes(axes), clean(with_arrow(axis)), max(1.0, room_in), 8)
 
 
 def with_arrow(axis: Axis) -> str:

@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 # Okabe & Ito (2008), strongest contrast to white first; their yellow is left out: it vanishes in print.
@@ -55,6 +56,15 @@ def _broken(figure: "Figure", words: Iterable[str], width_in: float, size: float
             yield word[:fits]
             word = word[fits:]
         yield word
+
+
+def figure_of_axes(axes: "Axes") -> "Figure":
+    """The page that the axes stand on: pictures have no figures within figures."""
+    from matplotlib.figure import Figure
+
+    figure = axes.figure
+    assert isinstance(figure, Figure)
+    return figure
 
 
 def text_width_in(figure: "Figure", text: str, size: float, weight: str = "normal") -> float:

@@ -168,5 +168,5 @@ def _legend(figure: "Figure", picture: Picture, width_in: float) -> Any:
 def _height_of(figure: "Figure", artist: Any) -> float:
     if artist is None:
         return _PAD_IN
-    box = artist.get_window_extent(figure.canvas.get_renderer())  # type: ignore[attr-defined]
+    box = artist.get_window_extent()
     return float(box.height / figure.dpi) + 2 * _PAD_IN

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final, assert_never
 
 from analysis.figures.axes import TALL_IN, axis_label, few_ticks, set_format, set_scales, thin_out
 from analysis.figures.labels import Box, beside_with_room, within
-from analysis.figures.looks import LEGEND_PT, clean, ink, look, text_size, wrapped
+from analysis.figures.looks import LEGEND_PT, clean, figure_of_axes, ink, look, text_size, wrapped
 from analysis.figures.picture import MOST_NAMED, HeatMap, Interval, Intervals, Line, Lines, Panel, Points
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def draw_panel(axes: "Axes", panel: Panel, after: list[Callable[[], None]], room
     """
     axes.set_axisbelow(True)
     if panel.title:
-        title = wrapped(axes.figure, clean(panel.title), 3.2, 8)  # type: ignore[arg-type]
+        title = wrapped(figure_of_axes(axes), clean(panel.title), 3.2, 8)
         axes.set_title(title, loc="left", fontsize=8, fontweight="bold")
     match panel:
         case Lines():
@@ -139,7 +139,7 @@ def _name_ends(axes: "Axes", panel: Lines, lines: Sequence[Line], after: list[Ca
         return
     texts = [
         axes.annotate(
-            wrapped(axes.figure, clean(label), 1.5, LEGEND_PT),  # type: ignore[arg-type]
+            wrapped(figure_of_axes(axes), clean(label), 1.5, LEGEND_PT),
             (1.0, y),
             xycoords=axes.get_yaxis_transform(),
             xytext=(12, 0),
@@ -153,7 +153,7 @@ def _name_ends(axes: "Axes", panel: Lines, lines: Sequence[Line], after: list[Ca
     ]
 
     def place() -> None:
-        figure = axes.figure
+        figure = figure_of_axes(axes)
         box = axes.get_window_extent()
         one = _LINE_HEIGHT * LEGEND_PT * figure.dpi / 72 * max(text.get_text().count("\n") + 1 for text in texts)
         wanted = [float(axes.transData.transform((axes.get_xlim()[0], y))[1]) for *_, y in entries]
@@ -165,7 +165,7 @@ def _name_ends(axes: "Axes", panel: Lines, lines: Sequence[Line], after: list[Ca
             text.xyann = (12, shift)
             end = box.x1 if math.isinf(x) else float(axes.transData.transform((x, axes.get_ylim()[0]))[0])
             if abs(shift) > 1.5 or end < box.x0 + 0.9 * box.width:
-                _leader(figure, (end + 4, at), (box.x1 + 10 * figure.dpi / 72, level))  # type: ignore[arg-type]
+                _leader(figure, (end + 4, at), (box.x1 + 10 * figure.dpi / 72, level))
 
     after.append(place)
 
@@ -230,7 +230,7 @@ def _draw_intervals(axes: "Axes", panel: Intervals, named: bool, room_in: float)
     """A line a row from the top: every seed, the mean, and the interval where there is one."""
     for i, row in enumerate(panel.rows):
         _draw_interval(axes, i, row)
-    labels = [wrapped(axes.figure, clean(row.label), _NAME_IN, 7.5) for row in panel.rows]  # type: ignore[arg-type]
+    labels = [wrapped(figure_of_axes(axes), clean(row.label), _NAME_IN, 7.5) for row in panel.rows]
     axes.set_yticks(range(len(labels)), [""] * len(labels) if named else labels)
     for text, row in zip(axes.get_yticklabels(), panel.rows, strict=True):
         text.set_color(ink(look(row.look)[0]))
@@ -304,7 +304,8 @@ def _name_points(axes: "Axes", panel: Points) -> None:
     """
     named = list(panel.front if len(panel.points) > MOST_NAMED else range(len(panel.points)))
     data, per_pt = axes.transData, axes.figure.dpi / 72
-    places = [tuple(map(float, data.transform((point.x, point.y)))) for point in panel.points]
+    transformed = (data.transform((point.x, point.y)) for point in panel.points)
+    places = [(float(x), float(y)) for x, y in transformed]
     taken = [Box(x - 4 * per_pt, y - 4 * per_pt, x + 4 * per_pt, y + 4 * per_pt) for x, y in places]
     for point, (x, _) in zip(panel.points, places, strict=True):
         if point.low is not None and point.high is not None:
@@ -325,27 +326,27 @@ def _name_points(axes: "Axes", panel: Points) -> None:
 def _put_names(
     axes: "Axes",
     xy: Sequence[tuple[float, float]],
-    wanted: Sequence[tuple[tuple[float, ...], tuple[str, str], bool]],
+    wanted: Sequence[tuple[tuple[float, float], tuple[str, str], bool]],
     taken: Sequence[Box],
 ) -> None:
     """Names in their colours beside numbers: where these are on the canvas, and whether the name is needed."""
-    figure = axes.figure
+    figure = figure_of_axes(axes)
     per_pt, size = figure.dpi / 72, 7.0
-    labels = [wrapped(figure, name, 1.4, size) for _, (name, _), _ in wanted]  # type: ignore[arg-type]
+    labels = [wrapped(figure, name, 1.4, size) for _, (name, _), _ in wanted]
     asked = [
-        (place, text_size(figure, label, size), needed)  # type: ignore[arg-type]
+        (place, text_size(figure, label, size), needed)
         for (place, _, needed), label in zip(wanted, labels, strict=True)
     ]
     box = axes.get_window_extent()
     bounds = Box(box.x0, box.y0, box.x1, box.y1)
-    boxes = beside_with_room(asked, taken, bounds, 5 * per_pt)  # type: ignore[arg-type]
+    boxes = beside_with_room(asked, taken, bounds, 5 * per_pt)
     for (place, (_, colour), _), label, at, where in zip(wanted, labels, xy, boxes, strict=True):
         if where is None:
             continue
         x, y = (where.left + where.right) / 2, (where.bottom + where.top) / 2
         near_x, near_y = min(max(place[0], where.left), where.right), min(max(place[1], where.bottom), where.top)
         if math.hypot(near_x - place[0], near_y - place[1]) > 9 * per_pt:
-            _leader(figure, (place[0], place[1]), (near_x, near_y))  # type: ignore[arg-type]
+            _leader(figure, place, (near_x, near_y))
         axes.annotate(
             label,
             at,

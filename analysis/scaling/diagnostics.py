@@ -5,7 +5,7 @@ group, its exponent.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Final, Literal, final
@@ -143,34 +143,21 @@ def diagnose(
         _full(f"{convention} convention", other.costs, kind, other, settings) for convention, other in others.items()
     ]
     variants += _other_rules(kind, points, settings)
-    left_out: list[tuple[str, str, Callable[[Point], bool]]] = []
+    left_out: list[tuple[str, str, set[int]]] = []
     for name, gone in _sizes(points):
-        left_out.append((f"without {name}", "leave one size out", lambda p, gone=gone: id(p) not in gone))  # type: ignore[misc]
+        left_out.append((f"without {name}", "leave one size out", gone))
     for name, gone in _budgets(points):
-        left_out.append((f"without {name}", "leave one budget out", lambda p, gone=gone: id(p) not in gone))  # type: ignore[misc]
+        left_out.append((f"without {name}", "leave one budget out", gone))
     if far:
-        left_out.append(
-            (f"without {len(far)} outlier{'' if len(far) == 1 else 's'}", "far off L(N, D)", lambda p: id(p) not in far)
-        )
+        left_out.append((f"without {len(far)} outlier{'' if len(far) == 1 else 's'}", "far off L(N, D)", far))
     short = [p for p in points.points if p.too_short]
     if short:
-        gone = {id(p) for p in short}
-        left_out.append(
-            (
-                f"without {len(short)} short runs",
-                "warmup and cooldown are more than 40% of them",
-                lambda p: id(p) not in gone,
-            )
-        )
+        about = "warmup and cooldown are more than 40% of them"
+        left_out.append((f"without {len(short)} short runs", about, {id(p) for p in short}))
     for k in range(settings.drop_highest + 1, settings.drop_highest + _MOST_DROPPED + 1):
         dropped = {id(p) for group in points.groups for p in keep(points.of(group), k)[1]}
-        left_out.append(
-            (
-                f"without the {k} highest" if k > 1 else "without the highest",
-                "losses of each group",
-                lambda p, gone=dropped: id(p) not in gone,  # type: ignore[misc]
-            )
-        )
+        name = f"without the {k} highest" if k > 1 else "without the highest"
+        left_out.append((name, "losses of each group", dropped))
     variants += _left_out(study, left_out)
     return Diagnosis(
         base=base,
@@ -230,13 +217,14 @@ def parametric_fits(points: Points, settings: Settings) -> dict[str, Parametric]
 
 def _left_out(
     study: "Study[Isoflop] | Study[Parametric]",
-    left_out: Sequence[tuple[str, str, Callable[[Point], bool]]],
+    left_out: Sequence[tuple[str, str, set[int]]],
 ) -> list[Variant]:
+    """A slope of each group without the points of each `left_out`: what it is called, of what kind, their ids."""
     slopes: list[dict[str, float | None]] = [dict.fromkeys(study.points.groups) for _ in left_out]
     for group in study.groups:
         if isinstance(group, Isoflop):
-            for row, (_, _, kept) in zip(slopes, left_out, strict=True):
-                rest = [point for point in group.points if kept(point)]
+            for row, (_, _, gone) in zip(slopes, left_out, strict=True):
+                rest = [point for point in group.points if id(point) not in gone]
                 if rest:
                     again = fit_isoflop(
                         rest,
@@ -248,7 +236,7 @@ def _left_out(
                     )
                     row[group.name] = again.a
         else:
-            weights = np.array([[float(kept(point)) for point in group.points] for _, _, kept in left_out])
+            weights = np.array([[float(id(point) not in gone) for point in group.points] for _, _, gone in left_out])
             theta = refit_thoroughly(group.fit, weights)
             for row, one, weight in zip(slopes, theta, weights, strict=True):
                 rest = [point for point, w in zip(group.points, weight, strict=True) if w]

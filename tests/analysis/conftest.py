@@ -1,5 +1,7 @@
-"""Stores made up for analysis: real files, written by the real store, of runs that nobody trained."""
+"""Stores made up for analysis: real files, written by the real store, of runs that nobody trained; and TeX."""
 
+import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -48,3 +50,15 @@ def text(book: Book) -> Book:
     book.record(broken, "diverged", steps=400, reason="loss is nan")
     book.request("demo_text", report={"title": "Bytes of the standard library"})
     return book
+
+
+@pytest.fixture(scope="module")
+def pdflatex() -> str:
+    """REQUIRE_TEX=1 makes its absence a failure."""
+    found = shutil.which("pdflatex")
+    if found is None:
+        reason = "no pdflatex: apt-get install texlive-latex-base texlive-latex-recommended texlive-latex-extra"
+        if os.environ.get("REQUIRE_TEX"):
+            pytest.fail(reason)
+        pytest.skip(reason)
+    return found

@@ -174,12 +174,7 @@ def test_without_a_caption_the_words_are_left_to_latex(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_float_compiles_with_any_words_and_the_pdf_in_it(tmp_path: Path) -> None:
-    pdflatex = shutil.which("pdflatex")
-    if pdflatex is None:
-        if os.environ.get("REQUIRE_TEX"):
-            pytest.fail("no pdflatex: apt-get install texlive-latex-base texlive-latex-recommended")
-        pytest.skip("no pdflatex")
+def test_the_float_compiles_with_any_words_and_the_pdf_in_it(pdflatex: str, tmp_path: Path) -> None:
     drawn = picture(lines(NASTY[:4]), title=" ".join(NASTY[:4]), caption=NASTY[:4])
     write(drawn, tmp_path, formats=("pdf",), captioned=False, width_in=4.5)
     document = "\\documentclass{article}\\usepackage{graphicx}\\begin{document}\\input{p.tex}\\end{document}"

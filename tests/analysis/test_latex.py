@@ -1,7 +1,5 @@
 """Tables as LaTeX compile, whatever names hold; with TeX from Debian's packages (texlive-latex-base, -recommended)."""
 
-import os
-import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -16,17 +14,6 @@ from analysis.tables.paper import printed_table
 
 pytestmark = pytest.mark.slow
 ASCII = "".join(map(chr, range(32, 127)))
-
-
-@pytest.fixture(scope="module")
-def pdflatex() -> str:
-    found = shutil.which("pdflatex")
-    if found is None:
-        reason = "no pdflatex: apt-get install texlive-latex-base texlive-latex-recommended texlive-latex-extra"
-        if os.environ.get("REQUIRE_TEX"):
-            pytest.fail(reason)
-        pytest.skip(reason)
-    return found
 
 
 def compiled(pdflatex: str, directory: Path, tables: list[Table[Any]]) -> str:
