@@ -173,7 +173,7 @@ def _name_ends(axes: "Axes", panel: Lines, lines: Sequence[Line], after: list[Ca
 def _name_numbers(axes: "Axes", line: Line) -> None:
     """Each number's own name beside it, off the line and its bars."""
     xy = list(zip(line.x, line.y, strict=True))
-    places = [tuple(map(float, axes.transData.transform(point))) for point in xy]
+    places = [(float(x), float(y)) for x, y in map(axes.transData.transform, xy)]
     per_pt = axes.figure.dpi / 72
     taken = [Box(x - 4 * per_pt, y - 4 * per_pt, x + 4 * per_pt, y + 4 * per_pt) for x, y in places]
     taken += _along(places, per_pt)

@@ -15,7 +15,7 @@ from analysis.scaling.isoflop import Options, curves_of, fit_isoflop, lowest
 from analysis.scaling.law import Array, Objective, data_of, gradient_of_law, log_law, objective
 from analysis.scaling.newton import descend
 from analysis.scaling.noise import SILENT, noise_of
-from analysis.scaling.parametric import DELTA, DESCENT, Law, fit
+from analysis.scaling.parametric import DELTA, DESCENT, Estimator, Law, fit
 from analysis.scaling.points import Convention, Point, Points, budgets_of, of_paper, sizes_of
 from analysis.scaling.resample import refit
 from analysis.scaling.study import Settings, isoflop, parametric
@@ -108,8 +108,8 @@ def test_a_node_of_the_grid_has_the_least_squares_of_relative_errors() -> None:
 
 
 @pytest.mark.parametrize("estimator", ["huber", "lad"])
-def test_a_law_without_noise_is_found_exactly(estimator: str) -> None:
-    found = fit(*scattered(noise=0.0), estimator=estimator)  # type: ignore[arg-type]
+def test_a_law_without_noise_is_found_exactly(estimator: Estimator) -> None:
+    found = fit(*scattered(noise=0.0), estimator=estimator)
     for name in ("E", "A", "B", "alpha", "beta", "a", "b"):
         assert getattr(found.law, name) == pytest.approx(getattr(TRUTH, name), rel=1e-6)
     assert found.proof.is_optimum
@@ -117,25 +117,25 @@ def test_a_law_without_noise_is_found_exactly(estimator: str) -> None:
 
 
 @pytest.mark.parametrize("estimator", ["huber", "lad"])
-def test_a_law_is_found_through_noise_and_outliers(estimator: str) -> None:
-    found = fit(*scattered(noise=0.003), estimator=estimator)  # type: ignore[arg-type]
+def test_a_law_is_found_through_noise_and_outliers(estimator: Estimator) -> None:
+    found = fit(*scattered(noise=0.003), estimator=estimator)
     assert found.law.alpha == pytest.approx(TRUTH.alpha, abs=0.02)
     assert found.law.beta == pytest.approx(TRUTH.beta, abs=0.02)
     assert found.law.a == pytest.approx(TRUTH.a, abs=0.02)
 
 
 @pytest.mark.parametrize("estimator", ["huber", "lad"])
-def test_units_change_a_and_b_alone_and_the_order_of_rows_nothing(estimator: str) -> None:
+def test_units_change_a_and_b_alone_and_the_order_of_rows_nothing(estimator: Estimator) -> None:
     n, d, loss = scattered()
-    base = fit(n, d, loss, estimator)  # type: ignore[arg-type]
-    other = fit(n / 1e6, d / 1e9, loss, estimator)  # type: ignore[arg-type]
+    base = fit(n, d, loss, estimator)
+    other = fit(n / 1e6, d / 1e9, loss, estimator)
     assert other.objective == pytest.approx(base.objective, rel=1e-9)
     for name in ("E", "alpha", "beta", "a", "b"):
         assert getattr(other.law, name) == pytest.approx(getattr(base.law, name), rel=1e-6)
     assert pytest.approx(base.law.A / 1e6**base.law.alpha, rel=1e-5) == other.law.A
     assert pytest.approx(base.law.B / 1e9**base.law.beta, rel=1e-5) == other.law.B
     mixed = np.random.default_rng(3).permutation(len(n))
-    shuffled = fit(n[mixed], d[mixed], loss[mixed], estimator)  # type: ignore[arg-type]
+    shuffled = fit(n[mixed], d[mixed], loss[mixed], estimator)
     assert shuffled.law == base.law
     np.testing.assert_array_equal(shuffled.residuals, base.residuals[mixed])
 
@@ -441,7 +441,7 @@ def test_the_head_is_counted_in_the_full_convention_alone(paper: dict[Convention
 
 
 @pytest.mark.parametrize("estimator", ["huber", "lad"])
-def test_every_fit_of_the_paper_is_an_optimum(paper: dict[Convention, Points], estimator: str) -> None:
+def test_every_fit_of_the_paper_is_an_optimum(paper: dict[Convention, Points], estimator: Estimator) -> None:
     for found in paper.values():
-        study = parametric(found, Settings(estimator=estimator, bootstrap=0))  # type: ignore[arg-type]
+        study = parametric(found, Settings(estimator=estimator, bootstrap=0))
         assert all(group.fit.proof.is_optimum for group in study.groups)
