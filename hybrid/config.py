@@ -39,7 +39,7 @@ R = TypeVar("R")
 Count = Any  # a whole number as users write it: 2048, 6e10, "60B"
 
 # Settings that say where and how, not what: they never reach a RunSpec, and the command line's entry points own them.
-SURROUNDINGS = ("mode", "generate", "plan", "store", "sweep", "hydra", "notify")
+SURROUNDINGS = ("mode", "evals", "eval", "generate", "plan", "store", "sweep", "hydra", "notify")
 OF_LAUNCHERS = ("wait",)
 """Settings of `exec` that say nothing of how a run is carried out."""
 
@@ -150,7 +150,7 @@ def read_config(
     collect(lambda: _model_config(model_text))
     collect.stop_if_any()
     outside.load(typed.exec.mixers)
-    data = collect(lambda: _data(typed.data, stdlib_fingerprint))
+    data = collect(lambda: read_data(typed.data, stdlib_fingerprint))
     batch_tokens = collect(lambda: parse_count(typed.batch_tokens, "batch_tokens"))
     collect(lambda: _check_scalars(typed))
     collect(lambda: _check_budget(typed.budget))
@@ -248,10 +248,11 @@ def _check_scalars(config: Config) -> None:
         raise ConfigError(problems)
 
 
-def _data(value: object, stdlib_fingerprint: Fingerprints) -> DataSpec:
+def read_data(value: object, stdlib_fingerprint: Fingerprints, where: str = "data") -> DataSpec:
+    """The `data` settings; the standard library without a fingerprint is this Python's own. Raises ConfigError."""
     if isinstance(value, Mapping) and value.get("kind") == StdlibSpec.kind and value.get("fingerprint", "") is None:
         value = {**value, "fingerprint": stdlib_fingerprint()}
-    return cast(DataSpec, decode(cast(Any, DataSpec), value, "data"))
+    return cast(DataSpec, decode(cast(Any, DataSpec), value, where))
 
 
 def _check_windows(model: ModelSpec, seq_len: int) -> None:

@@ -3,13 +3,13 @@
 from pathlib import Path
 from typing import assert_never
 
-from hybrid.data.base import NOT_SCORED, Batch, DataSource
+from hybrid.data.base import NOT_SCORED, Batch, DataSource, DocumentSource
 from hybrid.data.recall import RecallData
 from hybrid.data.shards import open_shards
 from hybrid.data.stdlib import StdlibData
 from hybrid.spec import ConfigError, DataSpec, HubSpec, RecallSpec, StdlibSpec
 
-__all__ = ["NOT_SCORED", "Batch", "DataSource", "open_data"]
+__all__ = ["NOT_SCORED", "Batch", "DataSource", "DocumentSource", "open_data"]
 
 
 def open_data(spec: DataSpec, seq_len: int, cache_dir: Path) -> DataSource:

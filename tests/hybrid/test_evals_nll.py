@@ -13,9 +13,9 @@ from hybrid.data import NOT_SCORED, Batch, DataSource
 from hybrid.data.recall import RecallData
 from hybrid.data.shards import Shards
 from hybrid.data.stdlib import StdlibData
+from hybrid.eval_spec import NllEvalSpec, canonical, eval_id
 from hybrid.evals import nll
 from hybrid.evals.nll import evaluate_nll
-from hybrid.evals.spec import NllEvalSpec, canonical, eval_id
 from hybrid.model import LanguageModel
 from hybrid.spec import AttentionSpec, BlockSpec, ModelSpec, RecallSpec
 
