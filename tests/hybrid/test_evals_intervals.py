@@ -5,7 +5,9 @@ from analysis.stats import clopper_pearson
 from hybrid.evals.intervals import RESAMPLES, binomial_interval, ratio_interval, resampled_ratios
 
 
-@pytest.mark.parametrize(("k", "n"), [(0, 1), (1, 1), (0, 7), (3, 7), (7, 7), (1, 100), (37, 100), (100, 100), (5, 500)])
+@pytest.mark.parametrize(
+    ("k", "n"), [(0, 1), (1, 1), (0, 7), (3, 7), (7, 7), (1, 100), (37, 100), (100, 100), (5, 500)]
+)
 def test_the_binomial_interval_is_clopper_and_pearsons(k: int, n: int) -> None:
     expected = clopper_pearson(k, n)
     assert binomial_interval(k, n) == pytest.approx((expected.low, expected.high), abs=1e-11)

@@ -24,8 +24,15 @@ def data() -> StdlibData:
 @pytest.fixture
 def model() -> LanguageModel:
     mamba = Mamba2Spec(
-        **{"d_ssm": 16, "head_dim": 8, "d_state": 4, "n_groups": 1, "d_conv": 4},
-        **{"a_init_min": 1.0, "a_init_max": 2.0, "dt_init_min": 0.01, "dt_init_max": 0.1},
+        d_ssm=16,
+        head_dim=8,
+        d_state=4,
+        n_groups=1,
+        d_conv=4,
+        a_init_min=1.0,
+        a_init_max=2.0,
+        dt_init_min=0.01,
+        dt_init_max=0.1,
     )
     attention = AttentionSpec(n_heads=2, n_kv_heads=1, head_dim=8, rope=RopeSpec(theta=1e4, scaling=None))
     blocks = (BlockSpec(mixer=mamba, ffn=None), BlockSpec(mixer=attention, ffn=None))
