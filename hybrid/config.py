@@ -16,7 +16,7 @@ from typing import Any, Literal, TypeVar, assert_never, cast
 
 from hybrid import outside
 from hybrid.budget import parse_count, shown_count, tokens_of_flops, whole_batches
-from hybrid.corpus import check_recall
+from hybrid.corpus import check_needle, check_recall
 from hybrid.cost import full_train_flops_per_sample, paper_train_flops_per_sample
 from hybrid.decode import decode
 from hybrid.model_config import ModelConfig
@@ -28,6 +28,7 @@ from hybrid.spec import (
     ExecSpec,
     HubSpec,
     ModelSpec,
+    NeedleSpec,
     RecallSpec,
     RunSpec,
     StdlibSpec,
@@ -283,6 +284,8 @@ def _check_data(data: DataSpec, seq_len: int) -> None:
                 raise ConfigError(f"data.val_percent = {data.val_percent}: expected a number above 0 and below 100")
         case RecallSpec():
             check_recall(data, seq_len)
+        case NeedleSpec():
+            check_needle(data, seq_len)
         case HubSpec():
             if data.vocab_size < 1:
                 raise ConfigError(f"data.vocab_size = {data.vocab_size}: expected at least 1")

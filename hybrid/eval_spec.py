@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Final, assert_never, final
 
 from hybrid.decode import canonical_json, digest, encode
-from hybrid.spec import DataSpec, HubSpec, IntraSpec, RecallSpec, RunSpec, StdlibSpec, added
+from hybrid.spec import DataSpec, HubSpec, IntraSpec, NeedleSpec, RecallSpec, RunSpec, StdlibSpec, added
 
 SHORTEST_PROMPT: Final = 128
 """The tokens that a needle, its question and some haystack take where each byte is one."""
@@ -108,38 +108,29 @@ def is_gated(run: RunSpec) -> bool:
 def problems_of(spec: EvalSpec, run: RunSpec) -> list[str]:
     """Why an evaluation means nothing for this run, a line each; what only its data can tell is not asked here."""
     match spec:
-        case NllEvalSpec(data=None) | ModuleWeightsEvalSpec():
+        case ModuleWeightsEvalSpec():
             return []
-        case NllEvalSpec():
-            ours, theirs = tokenizer_of(run.data), tokenizer_of(spec.data)
-            if ours is None or ours != theirs:
-                return [
-                    f"eval.nll.sets.{spec.name} = tokens of {theirs or 'a task'}: expected data that are read as this "
-                    f"run's own are, {ours or 'which are no text'}"
-                ]
-            return []
-        case PositionEvalSpec():
-            return _of_text("position", run)
-        case NeedleEvalSpec():
-            return _of_text("needle", run)
+        case NllEvalSpec(data=data):
+            if data is None or (is_text(run.data) and is_text(data)):
+                return []
+            return [
+                f"eval.nll.sets.{spec.name} = {data.kind}: expected text, for a run on text; this one's data.kind is "
+                f"{run.data.kind}"
+            ]
+        case PositionEvalSpec() | NeedleEvalSpec():
+            if is_text(run.data):
+                return []
+            return [f"evals = {spec.kind}: data.kind = {run.data.kind}: expected a run on text, such as data=stdlib"]
         case _ as never:
             assert_never(never)
 
 
-def _of_text(kind: str, run: RunSpec) -> list[str]:
-    if tokenizer_of(run.data) is None:
-        return [f"evals = {kind}: data.kind = {run.data.kind}: expected a run on text, such as data=stdlib"]
-    return []
-
-
-def tokenizer_of(data: DataSpec | None) -> str | None:
-    """What makes tokens of the text that these data are; None where they are no text."""
+def is_text(data: DataSpec) -> bool:
+    """Whether these data are documents."""
     match data:
-        case StdlibSpec():
-            return "bytes"
-        case HubSpec():
-            return data.tokenizer
-        case RecallSpec() | None:
-            return None
+        case StdlibSpec() | HubSpec():
+            return True
+        case RecallSpec() | NeedleSpec():
+            return False
         case _ as never:
             assert_never(never)

@@ -53,6 +53,11 @@ class DocumentSource(DataSource):
 
     @property
     @abstractmethod
+    def tokenizer(self) -> str:
+        """What made the tokens: data are read alike if and only if this is equal."""
+
+    @property
+    @abstractmethod
     def bos(self) -> int:
         """The token that every document begins with."""
 

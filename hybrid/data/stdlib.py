@@ -68,6 +68,10 @@ class StdlibData(DocumentSource):
             yield Batch(inputs_BL=batch.inputs_BL, targets_BL=batch.targets_BL, document_BL=document_BL)
 
     @property
+    def tokenizer(self) -> str:
+        return "bytes"
+
+    @property
     def bos(self) -> int:
         return BOS
 

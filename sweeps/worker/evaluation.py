@@ -64,8 +64,9 @@ def _evaluate(store: Store, run: RunSpec, execution: ExecSpec, spec: EvalSpec) -
     from hybrid.train.checkpoint import load_final_weights
     from hybrid.train.loop import build_model, numerics
 
-    other = spec.data if isinstance(spec, NllEvalSpec) else None
-    data = open_data(run.data if other is None else other, run.seq_len, store.data_root)
+    data = open_data(run.data, run.seq_len, store.data_root)
+    if isinstance(spec, NllEvalSpec) and spec.data is not None:
+        data = _read_alike(open_data(spec.data, run.seq_len, store.data_root), data, f"eval.nll.sets.{spec.name}")
     began = time.monotonic()
     with numerics(execution, run.init_seed):
         model = build_model(run, execution)
@@ -146,6 +147,17 @@ def _measured(
             }
         case _ as never:
             assert_never(never)
+
+
+def _read_alike(other: "DataSource", own: "DataSource", where: str) -> "DataSource":
+    """Raises ConfigError where the other data are not read as the run's own are: its tokens would mean nothing."""
+    from hybrid.data import DocumentSource
+
+    assert isinstance(other, DocumentSource)
+    assert isinstance(own, DocumentSource)
+    if other.tokenizer != own.tokenizer:
+        raise ConfigError(f"{where} = tokens of {other.tokenizer}: expected those of {own.tokenizer}, as the run has")
+    return other
 
 
 def _text(store: Store, digest: str) -> bytes:

@@ -102,13 +102,13 @@ def test_other_corpora_are_measured_under_their_names(read: Callable[..., EvalSe
     assert other == NllEvalSpec(name="other", data=StdlibSpec(fingerprint=FINGERPRINT, val_percent=9.0))
 
 
-def test_a_corpus_that_is_read_otherwise_is_refused(
+def test_what_is_no_text_is_refused(
     read: Callable[..., EvalSettings], resolve: Callable[..., Resolved], text: RunSpec
 ) -> None:
-    hub = {"kind": "hub", "name": "a/b", "corpus_revision": "main", "tokenizer": "t/t", "vocab_size": 300}
-    with pytest.raises(ConfigError, match=r"eval.nll.sets.web = tokens of t/t: expected data that are read as.*bytes"):
-        read(["nll"], nll={"sets": {"web": hub}}).of(text)
     recall = resolve("data=recall", "seq_len=32").run
+    other = {"kind": "recall", "n_symbols": 16, "n_pairs": 2, "power": 1.0}
+    with pytest.raises(ConfigError, match=r"eval.nll.sets.other = recall: expected text, for a run on text; this one"):
+        read(["nll"], nll={"sets": {"other": other}}).of(text)
     with pytest.raises(ConfigError) as caught:
         read(["position", {"kind": "needle", "lengths": [200]}]).of(recall)
     assert [problem.partition(":")[0] for problem in caught.value.problems] == ["evals = position", "evals = needle"]

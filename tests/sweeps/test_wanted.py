@@ -1,8 +1,10 @@
 """Which evaluations are wanted of runs: asked for once, seen in `sweeps status` until they are made, made once."""
 
+import itertools
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ from hybrid.data.shards import Shards
 from hybrid.data.stdlib import StdlibData
 from hybrid.eval_config import EvalSettings, read_evals
 from hybrid.eval_spec import NllEvalSpec, PositionEvalSpec, eval_id, usual_evals
-from hybrid.spec import ConfigError
+from hybrid.spec import ConfigError, StdlibSpec
 from sweeps.identity import run_id
 from sweeps.index import Index
 from sweeps.status import look, requests_text, state_text
@@ -213,6 +215,20 @@ def test_a_text_that_was_changed_in_the_store_is_refused(
         evaluate_one(store, text.run, text.execution)
     ask(store, text, settings)
     assert len(evaluate_one(store, text.run, text.execution)) == 1
+
+
+def test_other_data_are_measured_under_their_name_if_they_are_read_alike(
+    store: Store, text: Resolved, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    finish(store, text)
+    spec = NllEvalSpec(name="other", data=StdlibSpec(fingerprint="f" * 16, val_percent=4.0))
+    (record,) = evaluate_one(store, text.run, text.execution, [spec])
+    assert "other_loss_nats" in record["metrics"]
+    again = replace(spec, name="again")
+    tokenizers = itertools.cycle(["bytes", "theirs"])
+    monkeypatch.setattr(StdlibData, "tokenizer", property(lambda _: next(tokenizers)))
+    with pytest.raises(ConfigError, match=r"eval.nll.sets.again = tokens of bytes: expected those of theirs"):
+        evaluate_one(store, text.run, text.execution, [again])
 
 
 def test_a_wish_of_another_version_is_named(store: Store, text: Resolved, read: Callable[..., EvalSettings]) -> None:
