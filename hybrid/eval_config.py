@@ -236,7 +236,7 @@ def _check(config: EvalConfig) -> None:
         case NeedleConfig():
             problems = _least(
                 {
-                    **{f"eval.needle.lengths[{i}]": (n, SHORTEST_PROMPT) for i, n in enumerate(config.lengths or ())},
+                    **{f"eval.needle.lengths[{i}]": (n, 2) for i, n in enumerate(config.lengths or ())},
                     "eval.needle.trials": (config.trials, 1),
                     "eval.needle.new_tokens": (config.new_tokens, 1),
                     "eval.needle.seed": (config.seed, 0),

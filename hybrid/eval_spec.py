@@ -56,7 +56,7 @@ class NeedleEvalSpec:
 
     A prompt has one of `lengths` tokens, all told, and the needle at one of `depths_percent` of its haystack; each pair
     is tried `trials` times, and `new_tokens` are generated. The haystack is taken out of the run's own held-out text,
-    or of `text`, given by the first 16 hex digits of its SHA-256.
+    or of `text`, given by the first 16 hex digits of its SHA-256. Of a run on needles among letters, it is of letters.
     """
 
     kind: ClassVar[str] = "needle"
@@ -118,7 +118,7 @@ def problems_of(spec: EvalSpec, run: RunSpec) -> list[str]:
                 f"{run.data.kind}"
             ]
         case PositionEvalSpec() | NeedleEvalSpec():
-            if is_text(run.data):
+            if is_text(run.data) or (isinstance(spec, NeedleEvalSpec) and isinstance(run.data, NeedleSpec)):
                 return []
             return [f"evals = {spec.kind}: data.kind = {run.data.kind}: expected a run on text, such as data=stdlib"]
         case _ as never:

@@ -15,10 +15,11 @@ from collections.abc import Iterator
 from typing import Final, final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from hybrid.corpus import check_needle
 from hybrid.data.base import NOT_SCORED, Batch, DataSource
-from hybrid.spec import NeedleSpec
+from hybrid.spec import ConfigError, NeedleSpec
 
 # Halves of Philox keys: streams of different purpose cannot meet, whatever the data seed.
 _TRAINING: Final = 1
@@ -34,11 +35,50 @@ class NeedleData(DataSource):
     def __init__(self, spec: NeedleSpec, seq_len: int) -> None:
         """Raises ConfigError if needles and questions do not fit."""
         check_needle(spec, seq_len)
+        self._spec = spec
         self._n, self._digits, self._width = spec.n_needles, spec.n_digits, spec.n_digits + 3
         self._seq_len = seq_len
         self._n_filler = seq_len + 1 - 2 * self._n * self._width
         self._parts = (_LETTERS, self._n * self._digits, self._n, self._n, self._n_filler)
         self._counts = -(-sum(self._parts) // _NUMBERS_PER_COUNT)
+
+    @property
+    def vocab_size(self) -> int:
+        return self._spec.vocab_size
+
+    def prompt(self, seed: int, number: int, length: int, depth_percent: int) -> NDArray[np.int64]:
+        """A haystack with all needles in it, and one question at its end: (L,), of any length that they fit into.
+
+        The needle that is asked for has so many percent of the letters and other needles before it. What is hidden is
+        a function of the seed and the number alone. Raises ConfigError where it does not fit.
+        """
+        generator, needles = self._hidden(seed, number)
+        n_letters = length - 2 - self._n * self._width
+        if n_letters < 0:
+            raise ConfigError(
+                f"eval.needle.lengths = {length}: expected at least {length - n_letters}, what {self._n} needles and a "
+                "question take"
+            )
+        letters = generator.integers(ord("a"), ord("z") + 1, size=n_letters)
+        units = [bytes([letter]) for letter in letters.tolist()]
+        for needle in needles[1:]:
+            units.insert(int(generator.integers(len(units) + 1)), needle)
+        units.insert(round(len(units) * depth_percent / 100), needles[0])
+        return np.frombuffer(b"".join([*units, needles[0][:2]]), dtype=np.uint8).astype(np.int64)
+
+    def answer(self, seed: int, number: int) -> bytes:
+        """The digits that the prompt of this number asks for."""
+        return self._hidden(seed, number)[1][0][2:-1]
+
+    def _hidden(self, seed: int, number: int) -> tuple[np.random.Generator, list[bytes]]:
+        """The needles of a prompt, the one that is asked for first, and what its haystack is drawn with."""
+        generator = np.random.Generator(np.random.Philox(key=np.array([seed, number], dtype=np.uint64)))
+        keys = generator.permutation(_LETTERS)[: self._n]
+        digits = generator.integers(10, size=(self._n, self._digits))
+        return generator, [
+            f"{chr(ord('A') + key)}={''.join(map(str, row))};".encode()
+            for key, row in zip(keys.tolist(), digits.tolist(), strict=True)
+        ]
 
     def train_batch(self, step: int, batch_size: int, data_seed: int) -> Batch:
         return self._examples((data_seed, _TRAINING), step * batch_size, batch_size)

@@ -12,7 +12,8 @@ that what differs between cells is not chance. All prompts of a length are equal
 Shapes: B prompts, L tokens of each.
 """
 
-from collections.abc import Iterator, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal, final
 
@@ -21,6 +22,7 @@ import torch
 from numpy.typing import NDArray
 
 from hybrid.data.base import DocumentSource
+from hybrid.data.needle import NeedleData
 from hybrid.evals.intervals import binomial_interval
 from hybrid.evals.nll import autocast
 from hybrid.generate import generate
@@ -50,6 +52,23 @@ CITIES: Final = (
 _DIGITS: Final = 7
 
 
+class Needles(ABC):
+    """Prompts with something hidden in them, in trials numbered from 0, and what is right to say."""
+
+    @abstractmethod
+    def prompt(self, trial: int, length: int, depth_percent: int) -> NDArray[np.int64]:
+        """The prompt, (L,). Raises ConfigError where the needle does not fit, or there is too little to hide it in."""
+
+    @abstractmethod
+    def is_right(self, trial: int, tokens: NDArray[np.int64]) -> bool:
+        """Whether these generated tokens answer the trial's question."""
+
+    @property
+    @abstractmethod
+    def vocab_size(self) -> int:
+        """Tokens that the data have; a model may have room for more."""
+
+
 @final
 @dataclass(frozen=True, kw_only=True)
 class Trial:
@@ -59,6 +78,68 @@ class Trial:
     question: NDArray[np.int64]
     digits: bytes
     begins: float
+
+
+@final
+class TextNeedles(Needles):
+    """The paper's, in any text."""
+
+    def __init__(self, data: DocumentSource, text: NDArray[np.integer], seed: int) -> None:
+        self._data, self._text, self._seed = data, text, seed
+        self._trials: dict[int, Trial] = {}
+
+    def trial(self, number: int) -> Trial:
+        """A function of the seed and the number alone."""
+        if number not in self._trials:
+            generator = np.random.Generator(np.random.Philox(key=np.array([self._seed, number], dtype=np.uint64)))
+            city = CITIES[int(generator.integers(len(CITIES)))]
+            digits = str(int(generator.integers(10 ** (_DIGITS - 1), 10**_DIGITS)))
+            question = f"\nThe special magic {city} number is:"
+            self._trials[number] = Trial(
+                needle=self._data.encode(f"{question} {digits}.\n".encode()),
+                question=self._data.encode(question.encode()),
+                digits=digits.encode(),
+                begins=float(generator.random()),
+            )
+        return self._trials[number]
+
+    def prompt(self, trial: int, length: int, depth_percent: int) -> NDArray[np.int64]:
+        hidden, text = self.trial(trial), self._text
+        n_hay = length - 1 - len(hidden.needle) - len(hidden.question)
+        if n_hay < 1 or n_hay > len(text):
+            expected = f"at least {length - n_hay + 1}" if n_hay < 1 else f"at most {len(text) + length - n_hay}"
+            why = "the needle and its question take the rest" if n_hay < 1 else f"the haystack has {len(text)} tokens"
+            raise ConfigError(f"eval.needle.lengths = {length}: expected {expected}, as {why}")
+        # A place that is the same for all lengths, so long as the text goes on behind it.
+        first = min(int(hidden.begins * len(text)), len(text) - n_hay)
+        hay, cut = text[first : first + n_hay], round(n_hay * depth_percent / 100)
+        parts = ([self._data.bos], hay[:cut], hidden.needle, hay[cut:], hidden.question)
+        return np.concatenate(parts).astype(np.int64)
+
+    def is_right(self, trial: int, tokens: NDArray[np.int64]) -> bool:
+        return self.trial(trial).digits in self._data.decode(tokens)
+
+    @property
+    def vocab_size(self) -> int:
+        return len(self._data.token_bytes_V)
+
+
+@final
+class LetterNeedles(Needles):
+    """The toy's: one of several needles in random letters is asked for, and its digits have to come at once."""
+
+    def __init__(self, data: NeedleData, seed: int) -> None:
+        self._data, self._seed = data, seed
+
+    def prompt(self, trial: int, length: int, depth_percent: int) -> NDArray[np.int64]:
+        return self._data.prompt(self._seed, trial, length, depth_percent)
+
+    def is_right(self, trial: int, tokens: NDArray[np.int64]) -> bool:
+        return tokens.astype(np.uint8).tobytes().startswith(self._data.answer(self._seed, trial))
+
+    @property
+    def vocab_size(self) -> int:
+        return self._data.vocab_size
 
 
 @final
@@ -87,67 +168,34 @@ class NeedleGrid:
         }
 
 
-def trials_of(data: DocumentSource, n_trials: int, seed: int) -> list[Trial]:
-    """Trial i is a function of (seed, i) alone."""
-    made = []
-    for i in range(n_trials):
-        generator = np.random.Generator(np.random.Philox(key=np.array([seed, i], dtype=np.uint64)))
-        city = CITIES[int(generator.integers(len(CITIES)))]
-        digits = str(int(generator.integers(10 ** (_DIGITS - 1), 10**_DIGITS)))
-        question = f"\nThe special magic {city} number is:"
-        made.append(
-            Trial(
-                needle=data.encode(f"{question} {digits}.\n".encode()),
-                question=data.encode(question.encode()),
-                digits=digits.encode(),
-                begins=float(generator.random()),
-            )
-        )
-    return made
-
-
-def prompt_of(trial: Trial, text: NDArray[np.integer], bos: int, length: int, depth_percent: int) -> NDArray[np.int64]:
-    """The prompt, (L,). Raises ConfigError where the needle does not fit, or the text is too short."""
-    n_hay = length - 1 - len(trial.needle) - len(trial.question)
-    if n_hay < 1 or n_hay > len(text):
-        expected = f"at least {length - n_hay + 1}" if n_hay < 1 else f"at most {len(text) + length - n_hay}"
-        why = "the needle and its question take the rest" if n_hay < 1 else f"the haystack has {len(text)} tokens"
-        raise ConfigError(f"eval.needle.lengths = {length}: expected {expected}, as {why}")
-    # A place that is the same for all lengths, so long as the text goes on behind it.
-    first = min(int(trial.begins * len(text)), len(text) - n_hay)
-    hay, cut = text[first : first + n_hay], round(n_hay * depth_percent / 100)
-    return np.concatenate(([bos], hay[:cut], trial.needle, hay[cut:], trial.question)).astype(np.int64)
-
-
 def evaluate_needle(
     model: LanguageModel,
-    data: DocumentSource,
-    text: NDArray[np.integer],
+    needles: Needles,
     *,
     lengths: Sequence[int],
     depths_percent: Sequence[int],
     trials: int,
     new_tokens: int,
-    seed: int,
     batch_tokens: int,
     dtype: Literal["float32", "bfloat16"] = "float32",
 ) -> NeedleGrid:
-    """The grid over a haystack, in batches of prompts of one length with about `batch_tokens` tokens.
+    """The grid, in batches of prompts of one length with about `batch_tokens` tokens.
 
     The model's mode is afterwards as it was. Raises ConfigError where a length has too little room, or too much.
     """
-    hidden = trials_of(data, trials, seed)
     for length in (min(lengths), max(lengths)):
-        for trial in hidden:
-            prompt_of(trial, text, data.bos, length, 0)
+        for trial in range(trials):
+            needles.prompt(trial, length, 0)
     found = np.zeros((len(depths_percent), len(lengths)), dtype=np.int64)
-    cells = [(i, trial) for i in range(len(depths_percent)) for trial in hidden]
+    cells = [(i, trial) for i in range(len(depths_percent)) for trial in range(trials)]
     for j, length in enumerate(lengths):
-        for part in _parts(cells, max(1, batch_tokens // length)):
-            prompts = [prompt_of(trial, text, data.bos, length, depths_percent[i]) for i, trial in part]
-            answers = _answers(model, data, np.stack(prompts), new_tokens, dtype)
-            for (i, trial), answer in zip(part, answers, strict=True):
-                found[i, j] += trial.digits in answer
+        size = max(1, batch_tokens // length)
+        for first in range(0, len(cells), size):
+            part = cells[first : first + size]
+            prompt_BL = np.stack([needles.prompt(trial, length, depths_percent[i]) for i, trial in part])
+            answers = _answers(model, prompt_BL, new_tokens, needles.vocab_size, dtype)
+            for (i, trial), tokens in zip(part, answers, strict=True):
+                found[i, j] += needles.is_right(trial, tokens)
     return NeedleGrid(
         lengths=tuple(lengths),
         depths_percent=tuple(depths_percent),
@@ -156,18 +204,14 @@ def evaluate_needle(
     )
 
 
-def _parts(cells: Sequence[tuple[int, Trial]], size: int) -> Iterator[Sequence[tuple[int, Trial]]]:
-    for first in range(0, len(cells), size):
-        yield cells[first : first + size]
-
-
 def _answers(
     model: LanguageModel,
-    data: DocumentSource,
     prompt_BL: NDArray[np.int64],
     new_tokens: int,
+    vocab_size: int,
     dtype: Literal["float32", "bfloat16"],
-) -> list[bytes]:
+) -> NDArray[np.int64]:
+    """What the model says to each prompt, greedily: (B, N) tokens."""
     device = model.embedding.device
     with autocast(dtype, device):
         new_BN = generate(
@@ -175,7 +219,7 @@ def _answers(
             torch.from_numpy(prompt_BL).to(device),
             new_tokens,
             temperature=0.0,
-            vocab_size=len(data.token_bytes_V),  # the model may have room for more
+            vocab_size=vocab_size,
             state_dtype=torch.bfloat16 if dtype == "bfloat16" else None,
         )
-    return [data.decode(row) for row in new_BN.cpu().numpy()]
+    return new_BN.cpu().numpy()

@@ -26,6 +26,7 @@ from sweeps.worker.attempts import compare_sources
 
 if TYPE_CHECKING:
     from hybrid.data import DataSource, DocumentSource
+    from hybrid.evals.needle import Needles
     from hybrid.model import LanguageModel
 
 _NEEDLE_BATCH_TOKENS = 1 << 15
@@ -123,16 +124,13 @@ def _measured(
                 dtype=run.dtype,
             ).metrics()
         case NeedleEvalSpec():
-            assert isinstance(data, DocumentSource)
             return evaluate_needle(
                 model,
-                data,
-                data.validation_text() if spec.text is None else data.encode(_text(store, spec.text)),
+                _needles(data, store, spec),
                 lengths=spec.lengths,
                 depths_percent=spec.depths_percent,
                 trials=spec.trials,
                 new_tokens=spec.new_tokens,
-                seed=spec.seed,
                 batch_tokens=_NEEDLE_BATCH_TOKENS,
                 dtype=run.dtype,
             ).metrics()
@@ -147,6 +145,18 @@ def _measured(
             }
         case _ as never:
             assert_never(never)
+
+
+def _needles(data: "DataSource", store: Store, spec: NeedleEvalSpec) -> "Needles":
+    from hybrid.data import DocumentSource
+    from hybrid.data.needle import NeedleData
+    from hybrid.evals.needle import LetterNeedles, TextNeedles
+
+    if isinstance(data, NeedleData):
+        return LetterNeedles(data, spec.seed)
+    assert isinstance(data, DocumentSource)
+    text = data.validation_text() if spec.text is None else data.encode(_text(store, spec.text))
+    return TextNeedles(data, text, spec.seed)
 
 
 def _read_alike(other: "DataSource", own: "DataSource", where: str) -> "DataSource":

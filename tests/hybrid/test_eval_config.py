@@ -136,7 +136,7 @@ def test_all_that_is_wrong_is_said_at_once(read: Callable[..., EvalSettings], tm
         read(
             ["posiiton", {"kind": "needle", "trails": 3}, "position", "needle", "nll"],
             position={"documents": 0, "texts": [str(tmp_path / "nowhere.txt"), str(tmp_path / "empty.txt")]},
-            needle={"depths": [0, 200], "lengths": [10, 10]},
+            needle={"depths": [0, 200], "lengths": [1, 1]},
             nll={"max_examples": 0, "sets": {"PG 19": {}}},
         )
     text = "\n".join(caught.value.problems)
@@ -146,8 +146,8 @@ def test_all_that_is_wrong_is_said_at_once(read: Callable[..., EvalSettings], tm
         "eval.position.documents = 0: expected at least 1",
         "nowhere.txt: No such file or directory: expected a file of text",
         "empty.txt: is empty",
-        "eval.needle.lengths[0] = 10: expected at least 128",
-        "eval.needle.lengths = [10, 10]: expected different numbers",
+        "eval.needle.lengths[0] = 1: expected at least 2",
+        "eval.needle.lengths = [1, 1]: expected different numbers",
         "eval.needle.depths = [0, 200]: expected percent",
         "eval.nll.max_examples = 0: expected at least 1",
         "eval.nll.sets.PG 19: expected a name of small letters",

@@ -1,15 +1,18 @@
+import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from hybrid.data.needle import NeedleData
 from hybrid.data.shards import Shards
 from hybrid.data.stdlib import StdlibData
 from hybrid.evals import needle
-from hybrid.evals.needle import NeedleGrid, evaluate_needle, prompt_of, trials_of
+from hybrid.evals.needle import LetterNeedles, NeedleGrid, TextNeedles, evaluate_needle
 from hybrid.model import LanguageModel
-from hybrid.spec import AttentionSpec, BlockSpec, ConfigError, Mamba2Spec, ModelSpec, RopeSpec
+from hybrid.spec import AttentionSpec, BlockSpec, ConfigError, Mamba2Spec, ModelSpec, NeedleSpec, RopeSpec
 
 LENGTHS, DEPTHS = (128, 160), (0, 50, 100)
 
@@ -43,11 +46,12 @@ def model() -> LanguageModel:
 
 
 def test_a_prompt_is_as_the_paper_gives_it(data: StdlibData) -> None:
-    (trial,) = trials_of(data, 1, seed=1)
     text = data.validation_text()
+    needles = TextNeedles(data, text, seed=1)
+    trial = needles.trial(0)
     for length in LENGTHS:
         for depth in DEPTHS:
-            prompt = prompt_of(trial, text, data.bos, length, depth)
+            prompt = needles.prompt(0, length, depth)
             assert len(prompt) == length
             assert prompt[0] == 256
             words = data.decode(prompt[1:]).decode()
@@ -65,43 +69,33 @@ def test_a_prompt_is_as_the_paper_gives_it(data: StdlibData) -> None:
 
 
 def test_a_trial_is_a_function_of_its_number_and_the_seed(data: StdlibData) -> None:
-    few, many = trials_of(data, 3, seed=1), trials_of(data, 30, seed=1)
-    assert [t.digits for t in few] == [t.digits for t in many[:3]]
+    text = data.validation_text()
+    one, same, other = (TextNeedles(data, text, seed) for seed in (1, 1, 2))
+    many = [one.trial(i) for i in range(30)]
+    assert [same.trial(i).digits for i in (2, 1, 0)] == [many[i].digits for i in (2, 1, 0)]
     assert len({t.digits for t in many}) == 30
     assert len({data.decode(t.question) for t in many}) > 10
-    assert [t.digits for t in trials_of(data, 3, seed=2)] != [t.digits for t in few]
+    assert other.trial(0).digits != many[0].digits
 
 
 @pytest.mark.parametrize("batch_tokens", [1, 500, 10**6])
 def test_what_is_found_does_not_depend_on_the_batches(
     data: StdlibData, model: LanguageModel, monkeypatch: pytest.MonkeyPatch, batch_tokens: int
 ) -> None:
-    """The model is given prompts, and the answers that a model of float64 gives one by one."""
-    seen: dict[bytes, bytes] = {}
-    answers = needle._answers
-    batches = []
+    """The answers are those that the model gives one by one, without a cache."""
+    said: dict[bytes, bytes] = {}
+    answers, batches = needle._answers, []
 
-    def listening(
-        model: LanguageModel, data: StdlibData, prompt_BL: np.ndarray, new_tokens: int, dtype: str
-    ) -> list[bytes]:
-        found = answers(model, data, prompt_BL, new_tokens, dtype)  # type: ignore[arg-type]
+    def listening(model: LanguageModel, prompt_BL: np.ndarray, *rest: Any) -> np.ndarray:
+        found = answers(model, prompt_BL, *rest)
         batches.append(len(found))
-        seen.update(zip((row.tobytes() for row in prompt_BL), found, strict=True))
+        said.update((row.tobytes(), new.tobytes()) for row, new in zip(prompt_BL, found, strict=True))
         return found
 
     monkeypatch.setattr(needle, "_answers", listening)
-    built = model.double().train()
-    text = data.validation_text()
+    built, needles = model.double().train(), TextNeedles(data, data.validation_text(), seed=1)
     grid = evaluate_needle(
-        built,
-        data,
-        text,
-        lengths=LENGTHS,
-        depths_percent=DEPTHS,
-        trials=3,
-        new_tokens=6,
-        seed=1,
-        batch_tokens=batch_tokens,
+        built, needles, lengths=LENGTHS, depths_percent=DEPTHS, trials=3, new_tokens=6, batch_tokens=batch_tokens
     )
     assert built.training
     assert max(batches) == {1: 1, 500: 3, 10**6: 9}[batch_tokens]
@@ -109,11 +103,11 @@ def test_what_is_found_does_not_depend_on_the_batches(
     for row, depth in zip(grid.found, DEPTHS, strict=True):
         for k, length in zip(row, LENGTHS, strict=True):
             right = 0
-            for trial in trials_of(data, 3, seed=1):
-                prompt = prompt_of(trial, text, data.bos, length, depth)
-                greedy = one_by_one(built, prompt, 6)
-                assert seen[prompt.tobytes()] == data.decode(np.array(greedy))
-                right += trial.digits in data.decode(np.array(greedy))
+            for trial in range(3):
+                prompt = needles.prompt(trial, length, depth)
+                greedy = np.array(one_by_one(built, prompt, 6))
+                assert said[prompt.tobytes()] == greedy.tobytes()
+                right += needles.is_right(trial, greedy)
             assert k == right
 
 
@@ -133,24 +127,36 @@ def test_an_answer_with_the_digits_in_it_counts(
     """Someone who reads the number off the prompt finds all; who says it with a mistake, none."""
     for wrong in (False, True):
 
-        def read(*arguments: object, wrong: bool = wrong) -> list[bytes]:
-            prompts = [data.decode(row) for row in arguments[2]]  # type: ignore[attr-defined]
-            numbers = [prompt.split(b" number is: ")[1][:7] for prompt in prompts]
-            return [b" it is " + (number[:-1] + b"x" if wrong else number) + b" I think" for number in numbers]
+        def read(_: object, prompt_BL: np.ndarray, *__: object, wrong: bool = wrong) -> np.ndarray:
+            numbers = [data.decode(row).split(b" number is: ")[1][:7] for row in prompt_BL]
+            words = [b" it is " + (number[:-1] + b"x" if wrong else number) + b" I think" for number in numbers]
+            return np.stack([data.encode(text) for text in words])
 
         monkeypatch.setattr(needle, "_answers", read)
+        needles = TextNeedles(data, data.validation_text(), seed=1)
         grid = evaluate_needle(
-            model,
-            data,
-            data.validation_text(),
-            lengths=LENGTHS,
-            depths_percent=DEPTHS,
-            trials=4,
-            new_tokens=20,
-            seed=1,
-            batch_tokens=1000,
+            model, needles, lengths=LENGTHS, depths_percent=DEPTHS, trials=4, new_tokens=20, batch_tokens=1000
         )
         assert grid.found == ((0 if wrong else 4,) * 2,) * 3
+
+
+def test_a_toy_prompt_has_what_it_asks_for_at_its_depth() -> None:
+    source = NeedleData(NeedleSpec(n_needles=4, n_digits=3), 80)
+    needles = LetterNeedles(source, seed=1)
+    for length in (60, 200):
+        for depth in (0, 50, 100):
+            for trial in range(5):
+                prompt = bytes(needles.prompt(trial, length, depth).astype(np.uint8))
+                assert len(prompt) == length
+                answer = source.answer(1, trial)
+                whole = prompt[-2:] + answer + b";"
+                assert prompt.count(whole) == 1
+                assert prompt.count(b";") == prompt.count(b"=") - 1 == 4
+                before = len(re.findall(rb"[A-Z]=\d{3};|[a-z]", prompt[: prompt.index(whole)]))
+                n_units = length - 2 - 4 * 6 + 3
+                assert before == round(n_units * depth / 100)
+                assert needles.is_right(trial, np.frombuffer(answer + b";A", np.uint8).astype(np.int64))
+                assert not needles.is_right(trial, np.frombuffer(b"x" + answer, np.uint8).astype(np.int64))
 
 
 def test_a_record_has_the_grid_with_exact_intervals() -> None:
@@ -169,12 +175,17 @@ def test_a_length_that_does_not_fit_is_refused_before_anything_is_read(
     with pytest.raises(ConfigError, match=message):
         evaluate_needle(
             model,
-            data,
-            data.validation_text(),
+            TextNeedles(data, data.validation_text(), seed=1),
             lengths=(length,),
             depths_percent=(0,),
             trials=1,
             new_tokens=1,
-            seed=1,
             batch_tokens=1,
         )
+
+
+def test_a_toy_length_that_does_not_fit_is_refused() -> None:
+    source = NeedleData(NeedleSpec(n_needles=4, n_digits=3), 80)
+    assert len(source.prompt(1, 0, 26, 0)) == 26
+    with pytest.raises(ConfigError, match="lengths = 25: expected at least 26"):
+        source.prompt(1, 0, 25, 0)
