@@ -16,7 +16,7 @@ from typing import Any, Literal, TypeVar, assert_never, cast
 
 from hybrid import outside
 from hybrid.budget import parse_count, shown_count, tokens_of_flops, whole_batches
-from hybrid.corpus import check_recall
+from hybrid.corpus import check_needle, check_recall
 from hybrid.cost import full_train_flops_per_sample, paper_train_flops_per_sample
 from hybrid.decode import decode
 from hybrid.model_config import ModelConfig
@@ -28,6 +28,7 @@ from hybrid.spec import (
     ExecSpec,
     HubSpec,
     ModelSpec,
+    NeedleSpec,
     RecallSpec,
     RunSpec,
     StdlibSpec,
@@ -39,7 +40,7 @@ R = TypeVar("R")
 Count = Any  # a whole number as users write it: 2048, 6e10, "60B"
 
 # Settings that say where and how, not what: they never reach a RunSpec, and the command line's entry points own them.
-SURROUNDINGS = ("mode", "generate", "plan", "store", "sweep", "hydra", "notify")
+SURROUNDINGS = ("mode", "evals", "eval", "generate", "plan", "store", "sweep", "hydra", "notify")
 OF_LAUNCHERS = ("wait",)
 """Settings of `exec` that say nothing of how a run is carried out."""
 
@@ -150,7 +151,7 @@ def read_config(
     collect(lambda: _model_config(model_text))
     collect.stop_if_any()
     outside.load(typed.exec.mixers)
-    data = collect(lambda: _data(typed.data, stdlib_fingerprint))
+    data = collect(lambda: read_data(typed.data, stdlib_fingerprint))
     batch_tokens = collect(lambda: parse_count(typed.batch_tokens, "batch_tokens"))
     collect(lambda: _check_scalars(typed))
     collect(lambda: _check_budget(typed.budget))
@@ -248,10 +249,11 @@ def _check_scalars(config: Config) -> None:
         raise ConfigError(problems)
 
 
-def _data(value: object, stdlib_fingerprint: Fingerprints) -> DataSpec:
+def read_data(value: object, stdlib_fingerprint: Fingerprints, where: str = "data") -> DataSpec:
+    """The `data` settings; the standard library without a fingerprint is this Python's own. Raises ConfigError."""
     if isinstance(value, Mapping) and value.get("kind") == StdlibSpec.kind and value.get("fingerprint", "") is None:
         value = {**value, "fingerprint": stdlib_fingerprint()}
-    return cast(DataSpec, decode(cast(Any, DataSpec), value, "data"))
+    return cast(DataSpec, decode(cast(Any, DataSpec), value, where))
 
 
 def _check_windows(model: ModelSpec, seq_len: int) -> None:
@@ -282,6 +284,8 @@ def _check_data(data: DataSpec, seq_len: int) -> None:
                 raise ConfigError(f"data.val_percent = {data.val_percent}: expected a number above 0 and below 100")
         case RecallSpec():
             check_recall(data, seq_len)
+        case NeedleSpec():
+            check_needle(data, seq_len)
         case HubSpec():
             if data.vocab_size < 1:
                 raise ConfigError(f"data.vocab_size = {data.vocab_size}: expected at least 1")

@@ -1,5 +1,5 @@
 """What planning must know of the data: which files the standard-library corpus has, their fingerprint, and whether a
-recall task can exist. Loads neither torch nor numpy; reading, splitting and batching are in `hybrid.data`.
+recall or needle task can exist. Loads neither torch nor numpy; reading, splitting and batching are in `hybrid.data`.
 """
 
 import hashlib
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from hybrid.spec import ConfigError, RecallSpec
+from hybrid.spec import ConfigError, NeedleSpec, RecallSpec
 
 # What an installation has or lacks by accident, left out so that two installations of one Python version are likely to
 # share a corpus: test suites (19 of 31 MB, and missing from most distributions' packages), what pip put there, and the
@@ -141,6 +141,27 @@ def check_recall(spec: RecallSpec, seq_len: int) -> None:
         problems.append(
             f"data.power = {spec.power}: expected a number from 0 to {_MAX_POWER:g}; "
             "0.01 is the published one, 1 draws gaps uniformly"
+        )
+    if problems:
+        raise ConfigError(problems)
+
+
+_LETTERS = 26
+_MAX_DIGITS = 9
+
+
+def check_needle(spec: NeedleSpec, seq_len: int) -> None:
+    """Raises ConfigError with every reason why `spec` cannot be laid out in `seq_len` positions and a last target."""
+    problems = []
+    if not 1 <= spec.n_needles <= _LETTERS:
+        problems.append(f"data.n_needles = {spec.n_needles}: expected 1 to {_LETTERS}, a capital letter for each")
+    if not 1 <= spec.n_digits <= _MAX_DIGITS:
+        problems.append(f"data.n_digits = {spec.n_digits}: expected 1 to {_MAX_DIGITS}")
+    least = 2 * spec.n_needles * (spec.n_digits + 3)
+    if not problems and seq_len < least:
+        problems.append(
+            f"seq_len = {seq_len}: expected at least {least}: {spec.n_digits + 3} bytes for each of data.n_needles = "
+            f"{spec.n_needles} needles, and as many for the questions"
         )
     if problems:
         raise ConfigError(problems)

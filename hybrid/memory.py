@@ -56,6 +56,7 @@ from hybrid.spec import (
     Mamba2Spec,
     MixerSpec,
     MoeSpec,
+    NeedleSpec,
     OutsideSpec,
     RecallSpec,
     Relu2Spec,
@@ -258,7 +259,13 @@ def _logits_bytes(p: "Pass", scored: int, vocab_size: int) -> int:
 
 def _scored_positions(run: RunSpec) -> int:
     """Positions of a sequence whose logits are made."""
-    return run.data.n_pairs if isinstance(run.data, RecallSpec) else run.seq_len
+    match run.data:
+        case RecallSpec(n_pairs=n_pairs):
+            return n_pairs
+        case NeedleSpec(n_needles=n_needles, n_digits=n_digits):
+            return n_needles * n_digits
+        case _:
+            return run.seq_len
 
 
 def _held_throughout(run: RunSpec, p: "Pass") -> int:

@@ -368,6 +368,24 @@ class RecallSpec:
 
 
 @dataclass(frozen=True, kw_only=True)
+class NeedleSpec:
+    """Needles in a haystack of random letters, over bytes: "K=417;" at `n_needles` places, each asked for at the end.
+
+    The K are different capital letters, and `n_digits` digits of each are to be predicted.
+    """
+
+    kind: ClassVar[str] = "needle"
+    revision: ClassVar[int] = 1
+
+    n_needles: int
+    n_digits: int
+
+    @property
+    def vocab_size(self) -> int:
+        return 256
+
+
+@dataclass(frozen=True, kw_only=True)
 class HubSpec:
     """A remote corpus at a declared revision, with the tokenizer that it is read through."""
 
@@ -380,7 +398,7 @@ class HubSpec:
     vocab_size: int
 
 
-DataSpec = StdlibSpec | RecallSpec | HubSpec
+DataSpec = StdlibSpec | RecallSpec | NeedleSpec | HubSpec
 
 
 # --- training -----------------------------------------------------------------------------------

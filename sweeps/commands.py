@@ -16,6 +16,7 @@ from typing import Any, Literal, TypeVar, cast
 from hybrid.config import read_config
 from hybrid.cost import layout_of
 from hybrid.decode import decode
+from hybrid.eval_config import EvalSettings, read_evals
 from hybrid.layout import compact
 from hybrid.spec import ConfigError, HubSpec
 from sweeps.cells import UNNAMED, CellRun, Expansion, expand, reference_models
@@ -40,6 +41,7 @@ from sweeps.store import Cell, Store, StoreError, is_final
 from sweeps.submissions import Submissions
 from sweeps.text import count
 from sweeps.tune import Choices, choose
+from sweeps.wanted import want, wanted_of
 from sweeps.worker.evaluation import evaluate_one
 from sweeps.worker.generation import GenerateConfig, generate_one
 
@@ -65,6 +67,7 @@ class Surroundings:
     """What a configuration says of how its cells are carried out, read."""
 
     mode: Mode
+    evals: EvalSettings
     plan: PlanSettings
     generation: GenerateConfig
     store: Store
@@ -188,6 +191,7 @@ def _look(expansion: Expansion, around: Surroundings, launcher: Launcher | None 
     runs = [run for run in settled.runs if not run.is_tuning and not run.is_untuned]
     ends = None
     if launcher is not None and around.mode == "eval":
+        _want(_finished(runs, around.store), around)
         asked = Asked(sweep=expansion.request.sweep, overrides=expansion.request.overrides)
         ends = launcher.evaluate(runs, around.store, asked)
     code = _of_cells(runs, around) if ends is None else _report_evaluations(ends)
@@ -200,13 +204,15 @@ def _of_cells(runs: Sequence[CellRun], around: Surroundings) -> int:
     if around.mode == "preflight":
         return preflight(runs, around.store, as_json=around.plan.format == "json")
     if around.mode == "eval":
-        return _evaluate(runs, around.store)
+        return _evaluate(runs, around)
     return _generate(runs, around.generation, around.store)
 
 
 def _run(expansion: Expansion, around: Surroundings, launcher: Launcher) -> int:
     store = around.store
     _check_trainable(expansion.runs)
+    if around.evals.asked is not None:
+        wanted_of(_reported(expansion.runs), around.evals)
     choices = choose(expansion.request, store)
     plan = _plan_of(expansion.settled(choices).runs, around)
     chosen_rows(rows_of(plan), around.plan)
@@ -214,6 +220,8 @@ def _run(expansion: Expansion, around: Surroundings, launcher: Launcher) -> int:
     store.prepare()
     path = store.publish_request(expansion.request)
     say(as_text(plan, around.plan, title=_title(expansion), brief=True))
+    if around.evals.asked is not None:
+        _want([cell.run for cell in plan.cells if cell.status != "damaged"], around)
     queue = sorted((cell.run for cell in plan.startable), key=_seed_order(expansion))
     if queue:
         say("")
@@ -231,6 +239,8 @@ def _run(expansion: Expansion, around: Surroundings, launcher: Launcher) -> int:
             if line not in made:
                 say(line)
         queue = sorted((cell.run for cell in tuned.values()), key=_seed_order(expansion))
+        if around.evals.asked is not None:
+            _want(queue, around)
         ends += _launch(
             launcher, queue, store, _asked(expansion.request.sweep, expansion.request.overrides, plan, around)
         )
@@ -244,6 +254,8 @@ def _run(expansion: Expansion, around: Surroundings, launcher: Launcher) -> int:
     elif code != EXIT_INTERRUPTED:
         code = max(code, _report_choices(choices))
     _report_outcome(ends, as_planned, store)
+    if around.evals.asked is not None and not submitted and code != EXIT_INTERRUPTED:
+        code = max(code, _evaluate(_finished([cell.run for cell in plan.cells], store), around))
     for end in ends:
         if end.status in ("done", "diverged", "failed"):
             after_run(store, asked.sweep, asked.overrides, end.cell.run_id, around.notify, say)
@@ -281,6 +293,9 @@ def _asked(sweep: str, overrides: Sequence[str], plan: Plan, around: Surrounding
         predicted_hours=known,
         notify=asdict(around.notify),
         wait=around.wait,
+        evals={}
+        if around.evals.asked is None
+        else wanted_of(_reported([cell.run for cell in plan.startable]), around.evals),
     )
 
 
@@ -319,12 +334,16 @@ def run_single(config: Mapping[str, Any], arguments: Sequence[str], launcher: La
     if plan.cells[0].status == "damaged":
         raise StoreError(_damage(store, run))
     say(as_text(plan, around.plan, title=title, brief=True))
+    if around.evals.asked is not None:
+        _want([run], around)
     asked = _asked(UNNAMED, arguments, plan, around)
     ends = _launch(launcher, [planned.run for planned in plan.startable], store, asked)
     code, finished = _report_ends(ends, plan)
     _report_outcome(ends, plan, store)
     if finished:
         _print_result(store, run)
+    if around.evals.asked is not None and code == EXIT_OK:
+        code = _evaluate(_finished([run], store), around)
     return code
 
 
@@ -346,14 +365,23 @@ def _surroundings(config: Mapping[str, Any]) -> Surroundings:
             return None
 
     mode = keep(lambda: decode(cast(Any, Mode), config["mode"], "mode"))
+    evals = keep(lambda: read_evals(config["evals"], config["eval"], stdlib_fingerprint=_fingerprint))
     generation = keep(lambda: _generation(config["generate"]))
     plan = keep(lambda: read_plan_settings(config["plan"]))
     store = keep(lambda: open_store(config))
     wait = keep(lambda: decode(bool, config["exec"]["wait"], "exec.wait"))
     notify = keep(lambda: read_notify_settings(config["notify"]))
-    if problems or generation is None or plan is None or store is None or wait is None or notify is None:
+    if problems or None in (mode, evals, generation, plan, store, wait, notify):
         raise ConfigError(problems)
-    return Surroundings(mode=cast(Mode, mode), plan=plan, generation=generation, store=store, wait=wait, notify=notify)
+    return Surroundings(
+        mode=cast(Mode, mode),
+        evals=cast(EvalSettings, evals),
+        plan=cast(PlanSettings, plan),
+        generation=cast(GenerateConfig, generation),
+        store=cast(Store, store),
+        wait=cast(bool, wait),
+        notify=cast(NotifySettings, notify),
+    )
 
 
 def _generation(config: Mapping[str, Any]) -> GenerateConfig:
@@ -471,30 +499,70 @@ def _print_result(store: Store, run: CellRun) -> None:
 _NOT_FOR_TERMINALS = dict.fromkeys(
     [*(code for code in range(32) if chr(code) not in "\t\n\r"), *range(127, 160)], 0xFFFD
 )
-_TOO_LONG = ("attention_weight_by_position",)
 _FIRST = ("steps", "tokens", "train_loss_nats", "val_loss_nats", "val_accuracy")
 
 
 def _metrics_text(metrics: Mapping[str, Any]) -> str:
-    """Metrics on one line, those that matter first; what was not measured is left out."""
+    """Metrics on one line, those that matter first; what was not measured and long lists are left out."""
     keys = [*(key for key in _FIRST if key in metrics), *(key for key in metrics if key not in _FIRST)]
-    shown = {key: metrics[key] for key in keys if metrics[key] is not None and key not in _TOO_LONG}
+    bounds = {f"{key}{end}" for key in keys for end in ("_low", "_high") if f"{key}_low" in metrics}
     return ", ".join(
-        f"{key} {value:.6g}" if isinstance(value, float) else f"{key} {value}" for key, value in shown.items()
+        _metric_text(key, metrics)
+        for key in keys
+        if metrics[key] is not None and key not in bounds and not _is_long(metrics[key])
     )
 
 
-def _evaluate(runs: Sequence[CellRun], store: Store) -> int:
-    failed = False
+def _metric_text(key: str, metrics: Mapping[str, Any]) -> str:
+    value, low, high = metrics[key], metrics.get(f"{key}_low"), metrics.get(f"{key}_high")
+    text = f"{key} {value:.6g}" if isinstance(value, float) else f"{key} {value}"
+    return text if low is None or high is None else f"{text} [{low:.6g}, {high:.6g}]"
+
+
+def _is_long(value: object) -> bool:
+    return isinstance(value, list) and (len(value) > _LISTED or any(isinstance(inner, list) for inner in value))
+
+
+def _reported(runs: Sequence[CellRun]) -> list[CellRun]:
+    """Those that are known by now, and of which more is reported than what they chose."""
+    return [run for run in runs if not run.is_tuning and not run.is_untuned]
+
+
+def _finished(runs: Sequence[CellRun], store: Store) -> list[CellRun]:
+    return [run for run in _reported(runs) if store.status(run.run_id) == "done"]
+
+
+def _want(runs: Sequence[CellRun], around: Surroundings) -> None:
+    """Write down which evaluations are wanted of these runs. Raises ConfigError where one means nothing for a run."""
+    reported = _reported(runs)
+    wanted = wanted_of(reported, around.evals)
+    for run in reported:
+        want(around.store, run.resolved.run, wanted[run.run_id], around.evals)
+
+
+def _evaluate(runs: Sequence[CellRun], around: Surroundings) -> int:
+    """Measure, one after the other, what is asked for of each run, and print it; gives the exit code."""
+    failed, store = False, around.store
     for run in {run.run_id: run for run in runs}.values():
         try:
-            records = evaluate_one(store, run.resolved.run, run.resolved.execution)
+            specs = around.evals.of(run.resolved.run)
+            if store.status(run.run_id) == "done":
+                want(store, run.resolved.run, specs, around.evals)
         except (StoreError, ConfigError) as error:
             failed = True
             say(f"error: {run.cell.name}: {error}")
             continue
-        for record in records:
-            print(f"{run.cell.name} {run.cell.run_id}: {_metrics_text(record['metrics'])}")
+        for spec in specs:
+            try:
+                (record,) = evaluate_one(store, run.resolved.run, run.resolved.execution, [spec])
+            except (StoreError, ConfigError) as error:
+                failed = True
+                say(f"error: {run.cell.name}: {error}")
+                if isinstance(error, ConfigError):  # it cannot be made, so that nobody need wait for it
+                    store.unwant_eval(run.run_id, spec)
+                    continue
+                break
+            print(f"{run.cell.name} {run.cell.run_id} {spec.kind}: {_metrics_text(record['metrics'])}")
     return EXIT_SOME_FAILED if failed else EXIT_OK
 
 

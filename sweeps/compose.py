@@ -270,7 +270,7 @@ def _merged(under: Any, over: Any) -> Any:
 
 
 _OF_LAUNCHER = "hydra.launcher."
-_NEVER_NULL = ("plan", "store", "generate", "notify")
+_NEVER_NULL = ("plan", "store", "generate", "notify", "eval")
 
 
 def _with(config: Any, path: list[str], value: Any, key: str, problems: list[str]) -> Any:

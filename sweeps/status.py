@@ -6,7 +6,7 @@ import textwrap
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, Final
 
 from hybrid.decode import decode, did_you_mean
 from hybrid.spec import ConfigError, RunSpec
@@ -31,7 +31,10 @@ from sweeps.text import amount, count, duration, hours_text, table
 from sweeps.triage import find_out
 from sweeps.trunks import branch_step, trunk_id
 from sweeps.tune import UNTUNED, choose, settle, status_of
+from sweeps.wanted import missing_names
 from sweeps.watch import View
+
+NEEDS_EVAL: Final[CellStatus] = "needs_eval"
 
 
 def choose_requests(store: Store, sweep: str | None) -> list[Request]:
@@ -72,8 +75,8 @@ def requests_text(
     named = Counter(request.sweep for request in requests)
     rows = []
     for request in requests:
-        counts = Counter(_status(cell, standings) for cell in settle(request, choose(request, store)).cells)
-        finished = sum(counts[status] for status in FINAL)
+        counts = Counter(_status(cell, standings, store) for cell in settle(request, choose(request, store)).cells)
+        finished = sum(counts[status] for status in FINAL) + counts[NEEDS_EVAL]
         others = ", ".join(
             [
                 *(f"{n} {status}" for status, n in counts.items() if status not in ("done", "queued", "running")),
@@ -98,8 +101,11 @@ def requests_text(
     return "\n".join([text, *(["", *below] if below else [])])
 
 
-def _status(cell: Cell, standings: Standings) -> CellStatus:
-    return UNTUNED if cell.run_id is None else standings.of(cell.run_id).status
+def _status(cell: Cell, standings: Standings, store: Store) -> CellStatus:
+    if cell.run_id is None:
+        return UNTUNED
+    status = standings.of(cell.run_id).status
+    return NEEDS_EVAL if status == "done" and missing_names(store, cell.run_id) else status
 
 
 def _tuning(store: Store, request: Request) -> list[str]:
@@ -183,7 +189,11 @@ def look(store: Store, request: Request, standings: Standings | None = None) -> 
         if cell.run_id not in found:
             evaluation, note = standings.evaluation(cell.run_id)
             state = _cell_state(store, cell.run_id, standings.of(cell.run_id))
-            found[cell.run_id] = replace(state, evaluation=evaluation, evaluation_note=note)
+            state = replace(state, evaluation=evaluation, evaluation_note=note)
+            lacking = missing_names(store, cell.run_id) if state.status == "done" else []
+            if lacking:
+                state = replace(state, status=NEEDS_EVAL, note=f"to be evaluated (mode=eval): {', '.join(lacking)}")
+            found[cell.run_id] = state
         cells.append(replace(found[cell.run_id], name=cell.name, row=cell.row))
     return RequestState(
         sweep=request.sweep,
@@ -345,7 +355,7 @@ def view(state: RequestState) -> View:
 
 _ORDER: tuple[CellStatus, ...] = (
     *("running", "failed", "lost", "damaged", "interrupted", "queued"),
-    *("new", "untuned", "diverged", "done"),
+    *("new", "untuned", "needs_eval", "diverged", "done"),
 )
 
 

@@ -6,7 +6,7 @@
                                   heartbeat     a counter; unlinked when the attempt ends
                                   metrics.jsonl log.txt error.json
                                   triage.json   how it ended, where others had to find out (`sweeps.triage`)
-                     evals/<hash>/record.json   an evaluation of the finished run
+                     evals/<hash>/{spec.json, record.json}   an evaluation that is wanted of the run, and made
     trunks/ab/<trunk_id>/spec.json              what the runs that share it have in common
                      attempts/001/...           as a run's, and end.json where the attempt came to its end
                      points/step00000120.json   there is a checkpoint from which branches start; published once
@@ -42,6 +42,7 @@ from typing import Any, Literal, Protocol, TypeGuard
 from hybrid.checkpoint_files import RUN_RECORD, RUNS, point_steps, run_place, saved_steps, weights_file
 from hybrid.decode import canonical_json, decode, digest
 from hybrid.durable import inherit_group_write, let_group_write, make_dir, sync_dir
+from hybrid.eval_spec import EvalSpec, eval_id
 from hybrid.spec import ConfigError, RunSpec
 from sweeps.identity import run_id as identify
 
@@ -49,7 +50,8 @@ FORMAT = 1
 RECORD_SCHEMA = 1
 
 Status = Literal["new", "queued", "running", "interrupted", "lost", "failed", "damaged", "done", "diverged"]
-CellStatus = Literal[Status, "untuned"]  # "untuned": which run it is, is not known yet
+CellStatus = Literal[Status, "untuned", "needs_eval"]
+"""Of a cell: "untuned", it is not known yet which run it is; "needs_eval", done, and an evaluation is wanted of it."""
 FinalStatus = Literal["done", "diverged"]
 FINAL: tuple[FinalStatus, ...] = ("done", "diverged")
 RESUMABLE_CLASSES = ("preempted", "cancelled", "timeout", "node_fail")
@@ -343,6 +345,13 @@ class Store:
     def eval_record_path(self, run_id: str, eval_id: str) -> Path:
         return self.run_dir(run_id) / "evals" / eval_id / "record.json"
 
+    def eval_spec_path(self, run_id: str, eval_id: str) -> Path:
+        return self.eval_record_path(run_id, eval_id).with_name("spec.json")
+
+    def text_path(self, digest: str) -> Path:
+        """A text that evaluations read, by the first 16 hex digits of its SHA-256."""
+        return self.data_root / "texts" / digest
+
     def checkpoints_dir(self, run_id: str) -> Path:
         return run_place(self.checkpoints_root, run_id)
 
@@ -464,6 +473,35 @@ class Store:
         path = self.eval_record_path(run_id, eval_id)
         make_dir(path.parent)
         return publish(path, json.dumps(record, sort_keys=True, indent=1) + "\n")
+
+    def want_eval(self, run_id: str, spec: EvalSpec) -> None:
+        """Write down that an evaluation of the run is wanted, unless it was made."""
+        path = self.eval_spec_path(run_id, eval_id(spec))
+        if self.eval_record(run_id, eval_id(spec)) is not None:
+            return
+        make_dir(path.parent)
+        publish(path, canonical_json(spec) + "\n")
+
+    def unwant_eval(self, run_id: str, spec: EvalSpec) -> None:
+        """Forget that an evaluation is wanted that was not made."""
+        path = self.eval_spec_path(run_id, eval_id(spec))
+        with contextlib.suppress(FileNotFoundError):
+            if self.eval_record(run_id, eval_id(spec)) is None:
+                path.unlink()
+                path.parent.rmdir()
+
+    def missing_evals(self, run_id: str) -> dict[str, dict[str, Any]] | None:
+        """The evaluations of the run that are wanted and were not made, as plain data, by their ids, in order.
+
+        None where none was ever wanted.
+        """
+        wanted: dict[str, dict[str, Any]] = {}
+        for entry in sorted(_entries(self.run_dir(run_id) / "evals"), key=lambda entry: entry.name):
+            with contextlib.suppress(StoreError):
+                spec = read_json(self.eval_spec_path(run_id, entry.name))
+                wanted |= {} if spec is None else {entry.name: spec}
+        missing = {id_: spec for id_, spec in wanted.items() if not self.eval_record_path(run_id, id_).exists()}
+        return missing if wanted else None
 
     def _record(self, path: Path, *needed: str) -> dict[str, Any] | None:
         record = read_json(path)

@@ -22,6 +22,8 @@ TORCH_FREE = (
     "equivalence",
     "budget",
     "corpus",
+    "eval_spec",
+    "eval_config",
     "durable",
     "checkpoint_files",
     "outside",

@@ -6,7 +6,7 @@ from typing import Final, assert_never, final
 
 from analysis.tables.table import Value
 from analysis.tables.words import count, show, si, whole
-from hybrid.spec import HubSpec, RecallSpec, RunSpec, StdlibSpec
+from hybrid.spec import HubSpec, NeedleSpec, RecallSpec, RunSpec, StdlibSpec
 
 
 @final
@@ -56,6 +56,8 @@ def _data_text(spec: RunSpec) -> str:
     match spec.data:
         case RecallSpec(n_symbols=symbols, n_pairs=pairs):
             return f"recall of {pairs} pairs over {symbols} symbols"
+        case NeedleSpec(n_needles=needles, n_digits=digits):
+            return f"{needles} needles of {digits} digits in random letters"
         case StdlibSpec():
             return "bytes of the Python standard library"
         case HubSpec(name=name, corpus_revision=revision):

@@ -3,13 +3,14 @@
 from pathlib import Path
 from typing import assert_never
 
-from hybrid.data.base import NOT_SCORED, Batch, DataSource
+from hybrid.data.base import NOT_SCORED, Batch, DataSource, DocumentSource
+from hybrid.data.needle import NeedleData
 from hybrid.data.recall import RecallData
 from hybrid.data.shards import open_shards
 from hybrid.data.stdlib import StdlibData
-from hybrid.spec import ConfigError, DataSpec, HubSpec, RecallSpec, StdlibSpec
+from hybrid.spec import ConfigError, DataSpec, HubSpec, NeedleSpec, RecallSpec, StdlibSpec
 
-__all__ = ["NOT_SCORED", "Batch", "DataSource", "open_data"]
+__all__ = ["NOT_SCORED", "Batch", "DataSource", "DocumentSource", "open_data"]
 
 
 def open_data(spec: DataSpec, seq_len: int, cache_dir: Path) -> DataSource:
@@ -23,6 +24,8 @@ def open_data(spec: DataSpec, seq_len: int, cache_dir: Path) -> DataSource:
             return StdlibData(open_shards(spec, cache_dir), seq_len)
         case RecallSpec():
             return RecallData(spec, seq_len)
+        case NeedleSpec():
+            return NeedleData(spec, seq_len)
         case HubSpec():
             raise ConfigError(
                 f"data.name = {spec.name}: expected data that this version can read: stdlib or recall; "

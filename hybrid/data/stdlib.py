@@ -3,7 +3,7 @@
 Window i of a split holds tokens i * L to (i + 1) * L of its stream, the last being a target only; what follows the last
 whole window is not read. Every target is scored, across the ends of documents too.
 
-Shapes: B sequences, L positions, T = L + 1.
+Shapes: B sequences, L positions, T = L + 1, D documents, V vocabulary.
 """
 
 from collections.abc import Iterator
@@ -12,8 +12,8 @@ from typing import Final, final
 import numpy as np
 from numpy.typing import NDArray
 
-from hybrid.data.base import Batch, DataSource
-from hybrid.data.shards import Shards
+from hybrid.data.base import Batch, DocumentSource
+from hybrid.data.shards import BOS, Shards
 from hybrid.spec import ConfigError
 
 # Second halves of Philox keys: training has its epoch there.
@@ -21,7 +21,7 @@ _VALIDATION_ORDER: Final = 2**64 - 1
 
 
 @final
-class StdlibData(DataSource):
+class StdlibData(DocumentSource):
     """Windows of both splits; the training windows are shuffled anew for each epoch."""
 
     def __init__(self, shards: Shards, seq_len: int) -> None:
@@ -36,6 +36,7 @@ class StdlibData(DataSource):
         self._seq_len = seq_len
         self._order_key: tuple[int, int] | None = None
         self._order: NDArray[np.int64] = np.empty(0, dtype=np.int64)
+        self._validation_starts_D: NDArray[np.int64] | None = None
 
     @property
     def train_windows(self) -> int:
@@ -60,7 +61,43 @@ class StdlibData(DataSource):
         # Shuffled, so that the first examples are of many documents.
         order = _permutation((0, _VALIDATION_ORDER), self.validation_windows)[:max_examples]
         for first in range(0, len(order), batch_size):
-            yield self._windows(self._shards.validation, order[first : first + batch_size])
+            window_B = order[first : first + batch_size]
+            batch = self._windows(self._shards.validation, window_B)
+            target_BL = window_B[:, None] * self._seq_len + np.arange(1, self._seq_len + 1)
+            document_BL = np.searchsorted(self._starts(), target_BL, side="right")
+            yield Batch(inputs_BL=batch.inputs_BL, targets_BL=batch.targets_BL, document_BL=document_BL)
+
+    @property
+    def tokenizer(self) -> str:
+        return "bytes"
+
+    @property
+    def bos(self) -> int:
+        return BOS
+
+    @property
+    def token_bytes_V(self) -> NDArray[np.int64]:
+        return np.array([1] * BOS + [0, 0], dtype=np.int64)
+
+    def validation_documents(self) -> Iterator[NDArray[np.int64]]:
+        for tokens in np.split(self._shards.validation, self._starts()):
+            if len(tokens):
+                yield tokens.astype(np.int64)
+
+    def validation_text(self) -> NDArray[np.integer]:
+        return self._shards.validation
+
+    def encode(self, text: bytes) -> NDArray[np.int64]:
+        return np.frombuffer(text, dtype=np.uint8).astype(np.int64)
+
+    def decode(self, tokens: NDArray[np.int64]) -> bytes:
+        return tokens[tokens < BOS].astype(np.uint8).tobytes()
+
+    def _starts(self) -> NDArray[np.int64]:
+        """Where the held-out documents begin; looked for once."""
+        if self._validation_starts_D is None:
+            self._validation_starts_D = np.flatnonzero(self._shards.validation == BOS)
+        return self._validation_starts_D
 
     def _epoch_order(self, data_seed: int, epoch: int) -> NDArray[np.int64]:
         """The order of the windows in an epoch; the latest one asked for is kept."""

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from hybrid.eval_spec import EvalSpec
 from hybrid.spec import ConfigError
 from sweeps.cells import CellRun
 from sweeps.store import Store, StoreError
@@ -45,7 +46,7 @@ class Asked:
     """What a launcher is told beside the cells: for which request they are, and how it should go about it.
 
     `predicted_hours` are device-hours by run id, where they are known; `wait` is for launchers that would return before
-    the runs have ended.
+    the runs have ended. `evals` are the evaluations wanted of runs, by their ids: none is made unless they are.
     """
 
     sweep: str
@@ -53,6 +54,7 @@ class Asked:
     predicted_hours: Mapping[str, float] = field(default_factory=dict)
     notify: Mapping[str, Any] = field(default_factory=dict)
     wait: bool = False
+    evals: Mapping[str, tuple[EvalSpec, ...]] = field(default_factory=dict)
 
 
 class Launcher(ABC):

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from hybrid.decode import encode
+from hybrid.eval_spec import usual_evals
 from hybrid.spec import ConfigError, ExecSpec
 from sweeps.cells import CellRun
 from sweeps.launch import Asked, End, Launcher
@@ -30,7 +31,7 @@ from sweeps.store import Store, is_final, now, this_process, user_name
 from sweeps.submissions import Answer, Intent, Item, Submissions
 from sweeps.text import count, duration
 from sweeps.trunks import TrunkJob, trunk_jobs
-from sweeps.worker.evaluation import is_evaluated
+from sweeps.wanted import missing
 
 _ROOT = Path(__file__).resolve().parent.parent.parent
 _LOOK_EVERY_S = 3.0
@@ -114,6 +115,9 @@ class _Submitting:
     def all(self, cells: Sequence[CellRun]) -> list[End]:
         for cell in cells:
             self._store.publish_spec(cell.resolved.run)
+            if self._settings.evaluate and cell.run_id not in self._asked.evals:
+                for spec in usual_evals(cell.resolved.run):
+                    self._store.want_eval(cell.run_id, spec)
         most = self._settings.array_size or self._cluster.max_array_size
         while True:
             last = self._submissions.last()
@@ -133,9 +137,9 @@ class _Submitting:
         """
         done = [cell for cell in cells if self._store.status(cell.run_id) == "done"]
         standings = Standings(self._store, self._slurm)
-        missing = [cell for cell in done if not is_evaluated(self._store, cell.resolved.run)]
-        queued = [cell for cell in missing if standings.is_being_evaluated(cell.run_id)]
-        todo = [cell for cell in missing if cell not in queued]
+        lacking = [cell for cell in done if missing(self._store, cell.resolved.run)]
+        queued = [cell for cell in lacking if standings.is_being_evaluated(cell.run_id)]
+        todo = [cell for cell in lacking if cell not in queued]
         groups: dict[ExecSpec, list[tuple[Item, ...]]] = {}
         for cell in self._in_order(todo):
             alone = on_one_device(cell.resolved.execution)
@@ -149,7 +153,7 @@ class _Submitting:
         self._say_jobs()
         return [
             End(cell=cell, status="submitted", message="its evaluation")
-            if cell in missing
+            if cell in lacking
             else End(cell=cell, status="done")
             if cell in done
             else End(cell=cell, status="failed", message="not done, so it cannot be evaluated yet")
@@ -179,7 +183,9 @@ class _Submitting:
         return True
 
     def _is_evaluated(self, array: _Array) -> bool:
-        return self._settings.evaluate and array.tasks[0][0].kind == "run"
+        items = [item for items in array.tasks for item in items]
+        wanted = self._settings.evaluate or any(item.run_id in self._asked.evals for item in items)
+        return wanted and items[0].kind == "run"
 
     def _after_trunk(self, array: _Array) -> _Array:
         """The array waiting for the job of its trunk, which has been submitted by now."""

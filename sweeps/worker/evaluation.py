@@ -1,40 +1,54 @@
 """Evaluations of finished runs, each a record of its own."""
 
 import time
-from dataclasses import asdict
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, assert_never
 
-from hybrid.evals.spec import EvalSpec, ModuleWeightsEvalSpec, NllEvalSpec, canonical, eval_id
-from hybrid.spec import ExecSpec, IntraSpec, RunSpec
+from hybrid.eval_config import text_digest
+from hybrid.eval_spec import (
+    EvalSpec,
+    ModuleWeightsEvalSpec,
+    NeedleEvalSpec,
+    NllEvalSpec,
+    PositionEvalSpec,
+    canonical,
+    eval_id,
+    problems_of,
+)
+from hybrid.spec import ConfigError, ExecSpec, RunSpec
 from sweeps import in_slurm
 from sweeps.identity import run_id as identify
 from sweeps.provenance import provenance
 from sweeps.store import RECORD_SCHEMA, Store, StoreError, now, user_name
+from sweeps.wanted import missing
 from sweeps.worker.attempts import compare_sources
 
 if TYPE_CHECKING:
-    from hybrid.data import DataSource
+    from hybrid.data import DataSource, DocumentSource
+    from hybrid.evals.needle import Needles
     from hybrid.model import LanguageModel
 
+_NEEDLE_BATCH_TOKENS = 1 << 15
 
-def evaluate_one(store: Store, run: RunSpec, execution: ExecSpec) -> list[dict[str, Any]]:
-    """Evaluations of a finished run, each a record of its own: the validation loss over the whole split; of a model
-    with gated intra-hybrid blocks, how they weigh their modules, by block and position.
 
-    Asking twice evaluates once. Raises StoreError where the run is not done or its weights are gone.
+def evaluate_one(
+    store: Store, run: RunSpec, execution: ExecSpec, specs: Sequence[EvalSpec] | None = None
+) -> list[dict[str, Any]]:
+    """Evaluations of a finished run, each a record of its own: `specs`, or what is missing of it (`sweeps.wanted`).
+
+    Asking twice evaluates once. One that cannot be made does not keep the others from being made. Raises StoreError
+    where the run is not done or its weights are gone, ConfigError with what could not be made of its data.
     """
-    return [_evaluate(store, run, execution, spec) for spec in _eval_specs(run)]
-
-
-def is_evaluated(store: Store, run: RunSpec) -> bool:
-    """Whether `evaluate_one` has nothing left to do. Raises StoreError where a record is damaged."""
-    return all(store.eval_record(identify(run), eval_id(spec)) is not None for spec in _eval_specs(run))
-
-
-def _eval_specs(run: RunSpec) -> list[EvalSpec]:
-    gated = any(isinstance(block.mixer, IntraSpec) and block.mixer.scalar == "gate" for block in run.model.blocks)
-    return [NllEvalSpec(), *([ModuleWeightsEvalSpec()] if gated else [])]
+    records, problems = [], []
+    for spec in missing(store, run) if specs is None else specs:
+        try:
+            records.append(_evaluate(store, run, execution, spec))
+        except ConfigError as error:
+            problems += error.problems
+    if problems:
+        raise ConfigError(problems)
+    return records
 
 
 def _evaluate(store: Store, run: RunSpec, execution: ExecSpec, spec: EvalSpec) -> dict[str, Any]:
@@ -43,17 +57,22 @@ def _evaluate(store: Store, run: RunSpec, execution: ExecSpec, spec: EvalSpec) -
     known = store.eval_record(run_id, evaluation)
     if known is not None:
         return known
+    problems = problems_of(spec, run)
+    if problems:
+        raise ConfigError(problems)
     weights = final_weights(store, run, "evaluate")
     from hybrid.data import open_data
     from hybrid.train.checkpoint import load_final_weights
     from hybrid.train.loop import build_model, numerics
 
     data = open_data(run.data, run.seq_len, store.data_root)
+    if isinstance(spec, NllEvalSpec) and spec.data is not None:
+        data = _read_alike(open_data(spec.data, run.seq_len, store.data_root), data, f"eval.nll.sets.{spec.name}")
     began = time.monotonic()
     with numerics(execution, run.init_seed):
         model = build_model(run, execution)
         load_final_weights(weights, model)
-        metrics = _measured(model, data, run, execution, spec)
+        metrics = _measured(model, data, store, run, execution, spec)
     store.publish_eval_record(
         run_id,
         evaluation,
@@ -72,16 +91,49 @@ def _evaluate(store: Store, run: RunSpec, execution: ExecSpec, spec: EvalSpec) -
 
 
 def _measured(
-    model: "LanguageModel", data: "DataSource", run: RunSpec, execution: ExecSpec, spec: EvalSpec
+    model: "LanguageModel", data: "DataSource", store: Store, run: RunSpec, execution: ExecSpec, spec: EvalSpec
 ) -> dict[str, Any]:
+    from hybrid.data import DocumentSource
     from hybrid.evals.module_weights import mean_module_weights
-    from hybrid.evals.nll import evaluate_nll, evaluation_batch_size
+    from hybrid.evals.needle import evaluate_needle
+    from hybrid.evals.nll import evaluate_nll_by_document, evaluation_batch_size
+    from hybrid.evals.position import evaluate_positions, position_batch_size
 
     batch_size = evaluation_batch_size(execution, run.seq_len)
     match spec:
         case NllEvalSpec():
-            result = evaluate_nll(model, data, max_examples=spec.max_examples, batch_size=batch_size, dtype=run.dtype)
-            return asdict(result)
+            found = evaluate_nll_by_document(
+                model, data, max_examples=spec.max_examples, batch_size=batch_size, dtype=run.dtype
+            )
+            return found.metrics(spec.name)
+        case PositionEvalSpec():
+            assert isinstance(data, DocumentSource)
+            documents = (
+                (_as_document(data, _text(store, digest)) for digest in spec.texts)
+                if spec.texts
+                else data.validation_documents()
+            )
+            return evaluate_positions(
+                model,
+                documents,
+                length=spec.length,
+                bin_width=spec.bin,
+                max_documents=spec.documents,
+                training_length=run.seq_len,
+                batch_size=position_batch_size(model, spec.length),
+                dtype=run.dtype,
+            ).metrics()
+        case NeedleEvalSpec():
+            return evaluate_needle(
+                model,
+                _needles(data, store, spec),
+                lengths=spec.lengths,
+                depths_percent=spec.depths_percent,
+                trials=spec.trials,
+                new_tokens=spec.new_tokens,
+                batch_tokens=_NEEDLE_BATCH_TOKENS,
+                dtype=run.dtype,
+            ).metrics()
         case ModuleWeightsEvalSpec():
             blocks, mean_KL = mean_module_weights(
                 model, data, max_examples=spec.max_examples, batch_size=batch_size, dtype=run.dtype
@@ -91,6 +143,45 @@ def _measured(
                 "attention_weight": [round(float(mean), 6) for mean in mean_KL.mean(1)],
                 "attention_weight_by_position": [[round(w, 6) for w in row] for row in mean_KL.tolist()],
             }
+        case _ as never:
+            assert_never(never)
+
+
+def _needles(data: "DataSource", store: Store, spec: NeedleEvalSpec) -> "Needles":
+    from hybrid.data import DocumentSource
+    from hybrid.data.needle import NeedleData
+    from hybrid.evals.needle import LetterNeedles, TextNeedles
+
+    if isinstance(data, NeedleData):
+        return LetterNeedles(data, spec.seed)
+    assert isinstance(data, DocumentSource)
+    text = data.validation_text() if spec.text is None else data.encode(_text(store, spec.text))
+    return TextNeedles(data, text, spec.seed)
+
+
+def _read_alike(other: "DataSource", own: "DataSource", where: str) -> "DataSource":
+    """Raises ConfigError where the other data are not read as the run's own are: its tokens would mean nothing."""
+    from hybrid.data import DocumentSource
+
+    assert isinstance(other, DocumentSource)
+    assert isinstance(own, DocumentSource)
+    if other.tokenizer != own.tokenizer:
+        raise ConfigError(f"{where} = tokens of {other.tokenizer}: expected those of {own.tokenizer}, as the run has")
+    return other
+
+
+def _text(store: Store, digest: str) -> bytes:
+    """The text of this digest that was kept when it was asked for. Raises ConfigError where it is not there whole."""
+    path = store.text_path(digest)
+    if text_digest(path, "a text to evaluate with") != digest:
+        raise ConfigError(f"{path}: has changed: expected the text that its name is the hash of; give the file again")
+    return path.read_bytes()
+
+
+def _as_document(data: "DocumentSource", text: bytes) -> Any:
+    import numpy as np
+
+    return np.concatenate(([data.bos], data.encode(text)))
 
 
 def final_weights(store: Store, run: RunSpec, purpose: str) -> Path:

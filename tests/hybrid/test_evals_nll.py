@@ -13,9 +13,10 @@ from hybrid.data import NOT_SCORED, Batch, DataSource
 from hybrid.data.recall import RecallData
 from hybrid.data.shards import Shards
 from hybrid.data.stdlib import StdlibData
+from hybrid.eval_spec import NllEvalSpec, canonical, eval_id
 from hybrid.evals import nll
-from hybrid.evals.nll import evaluate_nll
-from hybrid.evals.spec import NllEvalSpec, canonical, eval_id
+from hybrid.evals.intervals import ratio_interval
+from hybrid.evals.nll import evaluate_nll, evaluate_nll_by_document
 from hybrid.model import LanguageModel
 from hybrid.spec import AttentionSpec, BlockSpec, ModelSpec, RecallSpec
 
@@ -141,3 +142,56 @@ def test_ids_are_the_hash_of_the_canonical_json_and_frozen() -> None:
     text = json.dumps(canonical(spec), sort_keys=True, separators=(",", ":"))
     assert eval_id(spec) == hashlib.sha256(text.encode()).hexdigest()[:12] == "af2da3365f5d"
     assert eval_id(NllEvalSpec()) == "78d158c05107"
+
+
+@pytest.mark.parametrize(
+    ("data", "vocab_size"), [(recall(), 32), (text(), 258), (Masked(5), 258)], ids=["recall", "text", "masked"]
+)
+def test_by_document_it_is_the_same_mean(data: DataSource, vocab_size: int) -> None:
+    whole = evaluate_nll(model(vocab_size), data, max_examples=9, batch_size=2)
+    found = evaluate_nll_by_document(model(vocab_size), data, max_examples=9, batch_size=2)
+    assert found.mean.loss_nats == pytest.approx(whole.loss_nats, rel=1e-6)
+    assert found.mean.bits_per_byte == (None if whole.bits_per_byte is None else pytest.approx(whole.bits_per_byte))
+    assert (found.mean.accuracy, found.mean.n_scored) == (whole.accuracy, whole.n_scored)
+
+
+def test_documents_are_what_stands_from_one_bos_to_the_next_wherever_windows_end() -> None:
+    """A document of three windows, the end of one, two in one window, and the beginning of one that is cut off."""
+    lengths = [7, 40, 3, 5, 20, 30]
+    tokens = np.random.default_rng(0).integers(0, 256, size=sum(lengths)).astype(np.uint16)
+    tokens[np.cumsum([0, *lengths[:-1]])] = 256
+    data = StdlibData(Shards(directory=Path("nowhere"), training=tokens, validation=tokens), SEQ_LEN)
+    built = model(258).double()
+    found = evaluate_nll_by_document(built, data, max_examples=None, batch_size=4)
+    loss, n, n_bytes = np.zeros(len(lengths)), np.zeros(len(lengths)), np.zeros(len(lengths))
+    document_of = np.repeat(np.arange(len(lengths)), lengths)
+    for first in range(0, data.validation_windows * SEQ_LEN, SEQ_LEN):
+        window = torch.from_numpy(tokens[first : first + SEQ_LEN + 1].astype(np.int64))
+        with torch.no_grad():
+            losses = F.cross_entropy(built(window[None, :-1])[0], window[1:], reduction="none")
+        for position, value in enumerate(losses.tolist(), first + 1):
+            loss[document_of[position]] += value
+            n[document_of[position]] += 1
+            n_bytes[document_of[position]] += tokens[position] < 256
+    assert found.n_documents == len(lengths)
+    assert found.mean.loss_nats == pytest.approx(loss.sum() / n.sum(), rel=1e-12)
+    assert found.loss_nats_interval == pytest.approx(ratio_interval(loss, n), rel=1e-12)
+    assert found.bits_per_byte_interval == pytest.approx(ratio_interval(loss / math.log(2), n_bytes), rel=1e-12)
+
+
+def test_without_documents_sequences_are_resampled() -> None:
+    assert evaluate_nll_by_document(model(32), recall(), max_examples=9, batch_size=2).n_documents == 9
+    one = evaluate_nll_by_document(model(32), recall(), max_examples=1, batch_size=2)
+    assert one.loss_nats_interval is None
+    assert one.metrics("pg19")["pg19_loss_nats_low"] is None
+
+
+def test_on_other_data_the_names_of_a_record_begin_with_theirs() -> None:
+    found = evaluate_nll_by_document(model(258), text(), max_examples=9, batch_size=2)
+    assert found.metrics(None)["loss_nats"] == found.metrics("pg19")["pg19_loss_nats"] == found.mean.loss_nats
+    assert all(name.startswith("pg19_") for name in found.metrics("pg19"))
+
+
+def test_by_document_nothing_scored_is_an_error() -> None:
+    with pytest.raises(ValueError, match="no position is scored"):
+        evaluate_nll_by_document(model(258), Masked(0), max_examples=4, batch_size=2)

@@ -14,6 +14,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from hybrid.config import Resolved
+from hybrid.eval_spec import usual_evals
 from hybrid.spec import ConfigError
 from sweeps.identity import run_id
 from sweeps.stopping import StopFlag, Stopped
@@ -270,7 +271,8 @@ def test_an_evaluation_is_a_record_of_its_own_made_once(store: Store, tiny) -> N
     before = store.record_path(run).read_bytes()
     (first,) = evaluate_one(store, tiny().run, tiny().execution)
     assert first["metrics"]["loss_nats"] > 0
-    assert evaluate_one(store, tiny().run, tiny().execution) == [first]
+    assert evaluate_one(store, tiny().run, tiny().execution, usual_evals(tiny().run)) == [first]
+    assert evaluate_one(store, tiny().run, tiny().execution) == []
     assert store.record_path(run).read_bytes() == before
 
 

@@ -1,0 +1,292 @@
+"""The `evals` and `eval` settings: which evaluations are asked for, and what each is of a run."""
+
+import hashlib
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final, TypeVar, assert_never, final
+
+from hybrid.config import Fingerprints, read_data
+from hybrid.decode import decode, did_you_mean
+from hybrid.eval_spec import (
+    SHORTEST_PROMPT,
+    EvalSpec,
+    ModuleWeightsEvalSpec,
+    NeedleEvalSpec,
+    NllEvalSpec,
+    PositionEvalSpec,
+    is_gated,
+    problems_of,
+    usual_evals,
+)
+from hybrid.spec import ConfigError, DataSpec, RunSpec
+
+C = TypeVar("C")
+
+_LENGTHS_BEYOND: Final = 3
+"""Position-wise losses go to so many training lengths: the paper's 24K for 8K."""
+
+_BINS: Final = 8
+"""Bins, and steps of a needle's length, in a training length: the paper's 1K for 8K."""
+
+_NEEDLE_ROOM: Final = 64
+"""What the paper's prompts leave of whole steps: 960, 1984, ..., 16320 tokens."""
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class NllConfig:
+    """The `eval.nll` settings; `sets` are other corpora by name, each what a file of conf/data/ says."""
+
+    max_examples: int | None
+    sets: Any
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class PositionConfig:
+    """The `eval.position` settings; null lengths follow from the run's."""
+
+    length: int | None
+    bin: int | None
+    documents: int
+    texts: tuple[str, ...] | None
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class NeedleConfig:
+    """The `eval.needle` settings; null lengths follow from the run's."""
+
+    lengths: tuple[int, ...] | None
+    depths: tuple[int, ...]
+    trials: int
+    new_tokens: int
+    seed: int
+    text: str | None
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class ModuleWeightsConfig:
+    """The `eval.module_weights` settings."""
+
+    max_examples: int
+
+
+EvalConfig = NllConfig | PositionConfig | NeedleConfig | ModuleWeightsConfig
+KINDS: Final[Mapping[str, type[EvalConfig]]] = {
+    "nll": NllConfig,
+    "position": PositionConfig,
+    "needle": NeedleConfig,
+    "module_weights": ModuleWeightsConfig,
+}
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class EvalSettings:
+    """Which evaluations were asked for; None where none were named. `sets` are the other corpora of their losses.
+
+    `texts` are the files that they read, as they were named, with the first 16 hex digits of the SHA-256 of each.
+    """
+
+    asked: tuple[EvalConfig, ...] | None
+    sets: Mapping[str, DataSpec] = field(default_factory=dict)
+    texts: Mapping[str, str] = field(default_factory=dict)
+
+    def of(self, run: RunSpec) -> tuple[EvalSpec, ...]:
+        """The evaluations of a run, each once. Raises ConfigError with all that mean nothing for it."""
+        if self.asked is None:
+            return usual_evals(run)
+        specs = list(dict.fromkeys(spec for config in self.asked for spec in self._specs(config, run)))
+        problems = [problem for spec in specs for problem in problems_of(spec, run)]
+        if problems:
+            raise ConfigError(problems)
+        return tuple(specs)
+
+    def _specs(self, config: EvalConfig, run: RunSpec) -> list[EvalSpec]:
+        match config:
+            case NllConfig():
+                names = config.sets or {}
+                own = NllEvalSpec(max_examples=config.max_examples)
+                return [
+                    own,
+                    *(
+                        NllEvalSpec(max_examples=config.max_examples, name=name, data=self.sets[name])
+                        for name in sorted(names)
+                    ),
+                ]
+            case PositionConfig():
+                return [_position(config, run.seq_len, self._digests(config.texts or ()))]
+            case NeedleConfig():
+                return [_needle(config, run.seq_len, self._digests(() if config.text is None else (config.text,)))]
+            case ModuleWeightsConfig():
+                # Of a sweep's rows, those that have gates are meant.
+                return [ModuleWeightsEvalSpec(max_examples=config.max_examples)] if is_gated(run) else []
+            case _ as never:
+                assert_never(never)
+
+    def _digests(self, paths: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(self.texts[path] for path in paths)
+
+
+def _position(config: PositionConfig, seq_len: int, texts: tuple[str, ...]) -> PositionEvalSpec:
+    """Raises ConfigError where bins do not fill the length."""
+    width = max(1, seq_len // _BINS) if config.bin is None else config.bin
+    length = _LENGTHS_BEYOND * seq_len // width * width if config.length is None else config.length
+    if length % width:
+        raise ConfigError(
+            f"eval.position.length = {length}: expected a multiple of eval.position.bin = {width} "
+            f"(nearest: {max(round(length / width), 1) * width})"
+        )
+    return PositionEvalSpec(length=length, bin=width, documents=config.documents, texts=texts)
+
+
+def _needle(config: NeedleConfig, seq_len: int, texts: tuple[str, ...]) -> NeedleEvalSpec:
+    if config.lengths is None:
+        steps = (i * seq_len // _BINS - _NEEDLE_ROOM for i in range(1, 2 * _BINS + 1))
+        lengths = tuple(length for length in steps if length >= SHORTEST_PROMPT)
+        if not lengths:
+            raise ConfigError(
+                f"eval.needle.lengths = null: of seq_len = {seq_len}, twice of it less {_NEEDLE_ROOM} is below the "
+                f"{SHORTEST_PROMPT} tokens that a needle takes; give lengths"
+            )
+    else:
+        lengths = tuple(sorted(config.lengths))
+    return NeedleEvalSpec(
+        lengths=lengths,
+        depths_percent=tuple(sorted(config.depths)),
+        trials=config.trials,
+        new_tokens=config.new_tokens,
+        seed=config.seed,
+        text=texts[0] if texts else None,
+    )
+
+
+# --- reading ------------------------------------------------------------------------------------
+
+
+def read_evals(evals: object, sections: object, *, stdlib_fingerprint: Fingerprints) -> EvalSettings:
+    """Read the `evals` and `eval` settings. Raises ConfigError with every problem, each with its path."""
+    problems: list[str] = []
+    if not isinstance(sections, Mapping) or set(sections) != set(KINDS):
+        raise ConfigError(f"eval = {sections!r}: expected settings: {', '.join(KINDS)}")
+
+    def keep(step: Callable[[], C]) -> C | None:
+        try:
+            return step()
+        except ConfigError as error:
+            problems.extend(error.problems)
+            return None
+
+    given = evals if isinstance(evals, list | tuple) else () if evals is None else (evals,)
+    if evals is not None and not given:
+        problems.append(f"evals = []: expected kinds of evaluation, or null for the usual ones ({', '.join(KINDS)})")
+    configs = [keep(lambda entry=entry: _config(entry, sections)) for entry in given]  # type: ignore[misc]
+    asked = tuple(config for config in configs if config is not None)
+    sets: dict[str, DataSpec] = {}
+    texts: dict[str, str] = {}
+    for config in asked:
+        keep(lambda config=config: _check(config))  # type: ignore[misc]
+        for name, value in (config.sets or {}).items() if isinstance(config, NllConfig) else ():
+            data = keep(lambda n=name, v=value: _read_set(n, v, stdlib_fingerprint))  # type: ignore[misc]
+            if data is not None and sets.setdefault(name, data) != data:
+                problems.append(f"eval.nll.sets.{name}: two corpora of this name: expected a name for each")
+        for where, path in _files(config):
+            digest = keep(lambda w=where, p=path: text_digest(Path(p), w))  # type: ignore[misc]
+            if digest is not None:
+                texts[path] = digest
+    if problems:
+        raise ConfigError(list(dict.fromkeys(problems)))
+    return EvalSettings(asked=None if evals is None else asked, sets=sets, texts=texts)
+
+
+def _config(entry: object, sections: Mapping[Any, Any]) -> EvalConfig:
+    """One entry of `evals`: a kind's name, or settings that differ from its section's, with the kind."""
+    own: Mapping[Any, Any] = entry if isinstance(entry, Mapping) else {"kind": entry}
+    kind = own.get("kind")
+    if kind not in KINDS:
+        raise ConfigError(f"evals = {kind!r}: unknown kind of evaluation{did_you_mean(kind, KINDS)}")
+    section = sections[kind]
+    if not isinstance(section, Mapping):
+        raise ConfigError(f"eval.{kind} = {section!r}: expected settings")
+    differing = {key: value for key, value in own.items() if key != "kind"}
+    return decode(KINDS[str(kind)], {**section, **differing}, f"eval.{kind}")
+
+
+def _check(config: EvalConfig) -> None:
+    """Raises ConfigError for values that mean nothing, all of them at once."""
+    match config:
+        case NllConfig():
+            problems = _least({"eval.nll.max_examples": (config.max_examples, 1)})
+            if config.sets is not None and not isinstance(config.sets, Mapping):
+                problems.append(f"eval.nll.sets = {config.sets!r}: expected names, each with what conf/data/ has")
+        case PositionConfig():
+            problems = _least(
+                {
+                    "eval.position.length": (config.length, 2),
+                    "eval.position.bin": (config.bin, 1),
+                    "eval.position.documents": (config.documents, 1),
+                }
+            )
+            if config.texts == ():
+                problems.append("eval.position.texts = []: expected files, or null for the run's own documents")
+        case NeedleConfig():
+            problems = _least(
+                {
+                    **{f"eval.needle.lengths[{i}]": (n, 2) for i, n in enumerate(config.lengths or ())},
+                    "eval.needle.trials": (config.trials, 1),
+                    "eval.needle.new_tokens": (config.new_tokens, 1),
+                    "eval.needle.seed": (config.seed, 0),
+                }
+            )
+            for name, values in (("lengths", config.lengths), ("depths", config.depths)):
+                if values is not None and (not values or len(set(values)) < len(values)):
+                    problems.append(f"eval.needle.{name} = {list(values)}: expected different numbers, at least one")
+            if any(not 0 <= depth <= 100 for depth in config.depths):
+                problems.append(f"eval.needle.depths = {list(config.depths)}: expected percent, from 0 to 100")
+        case ModuleWeightsConfig():
+            problems = _least({"eval.module_weights.max_examples": (config.max_examples, 1)})
+        case _ as never:
+            assert_never(never)
+    if problems:
+        raise ConfigError(problems)
+
+
+def _least(values: Mapping[str, tuple[int | None, int]]) -> list[str]:
+    return [
+        f"{where} = {value}: expected at least {least}"
+        for where, (value, least) in values.items()
+        if value is not None and value < least
+    ]
+
+
+def _read_set(name: object, value: object, stdlib_fingerprint: Fingerprints) -> DataSpec:
+    if not isinstance(name, str) or not re.fullmatch(r"[a-z][a-z0-9_]*", name):
+        raise ConfigError(f"eval.nll.sets.{name}: expected a name of small letters, digits and _, such as pg19")
+    return read_data(value, stdlib_fingerprint, f"eval.nll.sets.{name}")
+
+
+def _files(config: EvalConfig) -> list[tuple[str, str]]:
+    match config:
+        case PositionConfig():
+            return [(f"eval.position.texts[{i}]", path) for i, path in enumerate(config.texts or ())]
+        case NeedleConfig():
+            return [] if config.text is None else [("eval.needle.text", config.text)]
+        case NllConfig() | ModuleWeightsConfig():
+            return []
+        case _ as never:
+            assert_never(never)
+
+
+def text_digest(path: Path, where: str) -> str:
+    """The first 16 hex digits of the SHA-256 of a text's bytes. Raises ConfigError where there are none to read."""
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise ConfigError(f"{where} = {path}: {error.strerror}: expected a file of text") from error
+    if not content:
+        raise ConfigError(f"{where} = {path}: is empty: expected a file of text")
+    return hashlib.sha256(content).hexdigest()[:16]

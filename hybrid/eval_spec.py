@@ -1,0 +1,136 @@
+"""The frozen descriptions of evaluations; torch-free.
+
+An evaluation is one of a finished run, and never part of its id: its own id is the hash of its spec. As with runs, what
+is added to a spec after its birth is left out while it has its birth value, and a fix that changes what a kind measures
+raises its `revision`.
+"""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, Final, assert_never, final
+
+from hybrid.decode import canonical_json, digest, encode
+from hybrid.spec import DataSpec, HubSpec, IntraSpec, NeedleSpec, RecallSpec, RunSpec, StdlibSpec, added
+
+SHORTEST_PROMPT: Final = 128
+"""The tokens that a needle, its question and some haystack take where each byte is one."""
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class NllEvalSpec:
+    """Validation loss and accuracy over the first `max_examples` held-out sequences (null: the whole split).
+
+    They are those of the run's own data, or of `data`, which is then called `name`.
+    """
+
+    kind: ClassVar[str] = "nll"
+    revision: ClassVar[int] = 1
+
+    max_examples: int | None = None
+    name: str | None = added(None)
+    data: DataSpec | None = added(None)  # noqa: RUF009, as `added` makes a field
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class PositionEvalSpec:
+    """Loss by position, in bins of `bin`, over the first `length` positions of long documents, each on its own.
+
+    Of the first `documents` that are long enough: the run's own held-out ones, or `texts`, one each, by the first 16
+    hex digits of their SHA-256.
+    """
+
+    kind: ClassVar[str] = "position"
+    revision: ClassVar[int] = 1
+
+    length: int
+    bin: int
+    documents: int
+    texts: tuple[str, ...]
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class NeedleEvalSpec:
+    """How often a sentence in the depth of a long text is found again (arXiv 2510.04800, Figure 4).
+
+    A prompt has one of `lengths` tokens, all told, and the needle at one of `depths_percent` of its haystack; each pair
+    is tried `trials` times, and `new_tokens` are generated. The haystack is taken out of the run's own held-out text,
+    or of `text`, given by the first 16 hex digits of its SHA-256. Of a run on needles among letters, it is of letters.
+    """
+
+    kind: ClassVar[str] = "needle"
+    revision: ClassVar[int] = 1
+
+    lengths: tuple[int, ...]
+    depths_percent: tuple[int, ...]
+    trials: int
+    new_tokens: int
+    seed: int
+    text: str | None
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class ModuleWeightsEvalSpec:
+    """Attention's weight in every gated intra-hybrid block, by position, a mean over held-out sequences."""
+
+    kind: ClassVar[str] = "module_weights"
+    revision: ClassVar[int] = 1
+
+    max_examples: int = 64
+
+
+EvalSpec = NllEvalSpec | PositionEvalSpec | NeedleEvalSpec | ModuleWeightsEvalSpec
+
+
+def canonical(spec: EvalSpec) -> dict[str, Any]:
+    """Plain data: what the canonical JSON says."""
+    data: dict[str, Any] = encode(spec)
+    return data
+
+
+def eval_id(spec: EvalSpec) -> str:
+    """12 hex digits of the SHA-256 of the canonical JSON."""
+    return digest(canonical_json(spec))
+
+
+def usual_evals(run: RunSpec) -> tuple[EvalSpec, ...]:
+    """What is measured of a run of which nothing else was asked: its loss, and the weights of gated blocks."""
+    return (NllEvalSpec(), *((ModuleWeightsEvalSpec(),) if is_gated(run) else ()))
+
+
+def is_gated(run: RunSpec) -> bool:
+    """Whether a block of the model has a gate, whose weights can be recorded."""
+    return any(isinstance(block.mixer, IntraSpec) and block.mixer.scalar == "gate" for block in run.model.blocks)
+
+
+def problems_of(spec: EvalSpec, run: RunSpec) -> list[str]:
+    """Why an evaluation means nothing for this run, a line each; what only its data can tell is not asked here."""
+    match spec:
+        case ModuleWeightsEvalSpec():
+            return []
+        case NllEvalSpec(data=data):
+            if data is None or (is_text(run.data) and is_text(data)):
+                return []
+            return [
+                f"eval.nll.sets.{spec.name} = {data.kind}: expected text, for a run on text; this one's data.kind is "
+                f"{run.data.kind}"
+            ]
+        case PositionEvalSpec() | NeedleEvalSpec():
+            if is_text(run.data) or (isinstance(spec, NeedleEvalSpec) and isinstance(run.data, NeedleSpec)):
+                return []
+            return [f"evals = {spec.kind}: data.kind = {run.data.kind}: expected a run on text, such as data=stdlib"]
+        case _ as never:
+            assert_never(never)
+
+
+def is_text(data: DataSpec) -> bool:
+    """Whether these data are documents."""
+    match data:
+        case StdlibSpec() | HubSpec():
+            return True
+        case RecallSpec() | NeedleSpec():
+            return False
+        case _ as never:
+            assert_never(never)
