@@ -6,7 +6,7 @@ from typing import Final, assert_never, final
 
 from analysis.tables.table import Value
 from analysis.tables.words import count, show, si, whole
-from hybrid.spec import HubSpec, RecallSpec, RunSpec, StdlibSpec
+from hybrid.spec import CorpusSpec, HubSpec, RecallSpec, RunSpec, StdlibSpec
 
 
 @final
@@ -60,6 +60,8 @@ def _data_text(spec: RunSpec) -> str:
             return "bytes of the Python standard library"
         case HubSpec(name=name, corpus_revision=revision):
             return f"{name} at {revision}"
+        case CorpusSpec(fingerprint=fingerprint):
+            return f"the corpus {fingerprint}"
         case _ as never:
             assert_never(never)
 

@@ -1,0 +1,117 @@
+"""What the processes of a preparation do, and how they are given it; one that is killed leaves finished pieces."""
+
+import multiprocessing
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hybrid.corpus import ShardFile
+from hybrid.data.prepare.overlap import GramIndex
+from hybrid.data.prepare.pack import overlaps, write_shard
+from hybrid.data.prepare.parts import Part, PartSettings, make_part, open_tokens
+from hybrid.data.prepare.sources import Unit
+from hybrid.data.prepare.tokenizer import TextTokenizer, TokenizerSpec, open_tokenizer
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizeTask:
+    """A unit to be tokenised into a part below `directory`."""
+
+    unit: Unit
+    settings: PartSettings
+    directory: Path
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class OverlapTask:
+    """Training documents of one part, to be looked through for n-grams of the validation split."""
+
+    key: str
+    training: NDArray[Any]
+    grams: Path
+    counts: NDArray[np.int64]
+    tokenizer: TokenizerSpec
+    directory: Path
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ShardTask:
+    """Documents to be written to one shard."""
+
+    path: Path
+    receipt: Path
+    directory: Path
+    parts: tuple[str, ...]
+    documents: NDArray[Any]
+    tokenizer: TokenizerSpec
+
+
+def tokenize(task: TokenizeTask) -> Part:
+    return make_part(task.unit, task.settings, _opened(task.settings.tokenizer), task.directory)
+
+
+def find_overlaps(task: OverlapTask) -> tuple[NDArray[np.float64], NDArray[np.uint64]]:
+    tokens = open_tokens(task.directory, task.key, task.tokenizer)
+    return overlaps(_grams(task.grams), task.counts, tokens, task.training)
+
+
+def write(task: ShardTask) -> ShardFile:
+    return write_shard(task.path, task.receipt, task.directory, task.parts, task.documents, task.tokenizer)
+
+
+@cache
+def _opened(spec: TokenizerSpec) -> TextTokenizer:
+    return open_tokenizer(spec)
+
+
+@cache
+def _grams(path: Path) -> GramIndex:
+    return GramIndex.load(path)
+
+
+def in_parallel(function: Callable[[T], R], tasks: Sequence[T], processes: int) -> Iterator[tuple[T, R | Exception]]:
+    """Each task with what the function made of it, or raised, as they come to an end; one process works right here.
+
+    Raises ChildProcessError if a process is killed.
+    """
+    if processes == 1 or len(tasks) <= 1:
+        for task in tasks:
+            yield task, _outcome(function, task)
+        return
+    # Spawned, as the caller may have threads; Ctrl-C ends them at once, and what they were at is redone.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(min(processes, len(tasks)), context, _die_of_interrupts) as pool:
+        futures = {pool.submit(_outcome, function, task): task for task in tasks}
+        try:
+            for future in as_completed(futures):
+                yield futures[future], future.result()
+        except BrokenProcessPool as error:
+            raise ChildProcessError(
+                "one of the processes was killed, perhaps for want of memory; what was finished is kept: give the same "
+                "command again, with fewer --processes if memory is short"
+            ) from error
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def _outcome(function: Callable[[T], R], task: T) -> R | Exception:
+    try:
+        return function(task)
+    except Exception as error:
+        return error
+
+
+def _die_of_interrupts() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
