@@ -265,6 +265,8 @@ def _of_directory(value: Mapping[str, Any]) -> dict[str, Any]:
     """
     settings = {key: given for key, given in value.items() if key != "directory"}
     directory = value.get("directory")
+    if set(settings) - {"kind", "revision", "fingerprint", "vocab_size"}:
+        return settings  # decoding says which are unknown
     if directory is None:
         missing = [name for name in ("fingerprint", "vocab_size") if settings.get(name, "") is None]
         if missing:
