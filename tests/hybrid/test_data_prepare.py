@@ -166,14 +166,14 @@ def test_every_document_is_in_one_split_between_bos_and_eos(reference: Prepared)
 def test_neither_files_nor_formats_nor_their_order_can_be_seen_in_the_shards(
     reference: Prepared, tmp_path: Path, order: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sources, "UNIT_BYTES", 1500)
+    monkeypatch.setattr(sources, "_SMALLEST_UNIT", 1500)
     texts = TEXTS[::order]
     files = [
         write(tmp_path / "x" / name, texts[20 * i : 20 * i + 20])
         for i, name in enumerate(("d.jsonl", "c.jsonl.gz", "b.jsonl.zst", "a.parquet"))
     ]
-    assert len(sources.cut(sources.find_files([str(files[0])])[0], "text")) > 3
-    assert len(sources.cut(sources.find_files([str(files[3])])[0], "text")) > 1
+    assert len(sources.cut(sources.find_files([str(files[0])])[0], "text", 1500)) > 3
+    assert len(sources.cut(sources.find_files([str(files[3])])[0], "text", 1500)) > 1
     assert made(tmp_path / "out", *files[::order]).manifest == reference.manifest
 
 

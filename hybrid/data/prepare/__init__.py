@@ -23,16 +23,16 @@ from numpy.typing import NDArray
 
 from hybrid.corpus import MANIFEST, MANIFEST_FORMAT, Manifest, ShardFile, manifest_fingerprint, read_manifest
 from hybrid.data.corpora import check_shards
-from hybrid.data.prepare.pack import Choice, choose, cut_into_shards, validation_grams
+from hybrid.data.prepare.pack import Choice, choose, cut_into_shards, is_better, validation_grams
 from hybrid.data.prepare.parts import Part, PartSettings, finished_part, part_key, replacing
-from hybrid.data.prepare.sources import DamagedError, SourceFile, Unit, cut, find_files
+from hybrid.data.prepare.sources import DamagedError, SourceFile, Unit, cut, find_files, unit_bytes
 from hybrid.data.prepare.tokenizer import TokenizerSpec
 from hybrid.data.prepare.work import (
     OverlapTask,
     ShardTask,
     TokenizeTask,
+    Workers,
     find_overlaps,
-    in_parallel,
     tokenize,
     write,
 )
@@ -93,8 +93,8 @@ def prepare(settings: PrepareSettings, directory: Path, *, processes: int, repor
         return there
     work = directory / WORK
     make_dir(work / "parts")
-    with _locked(work / "lock"):
-        parts, validation_parts = _parts(settings.part, [files, validation_files], work / "parts", processes, report)
+    with _locked(work / "lock"), Workers(processes) as workers:
+        parts, validation_parts = _parts(settings.part, [files, validation_files], work / "parts", workers, report)
         every = [*parts, *validation_parts]
         choice = choose(
             work / "parts",
@@ -104,8 +104,8 @@ def prepare(settings: PrepareSettings, directory: Path, *, processes: int, repor
             val_tokens=settings.val_tokens,
             val_percent=settings.val_percent,
         )
-        choice, dropped = _decontaminated(choice, every, settings, work, processes, report)
-        shards = _shards(choice, every, settings, directory, processes, report)
+        choice, dropped = _decontaminated(choice, every, settings, work, workers, report)
+        shards = _shards(choice, every, settings, directory, workers, report)
         data = _manifest(settings, recipe, every, choice, shards, dropped)
         with replacing(directory / MANIFEST) as file:
             file.write(json.dumps(data, indent=1).encode())
@@ -178,7 +178,7 @@ def _locked(path: Path) -> Iterator[None]:
 
 
 def _parts(
-    settings: PartSettings, groups: Sequence[Sequence[SourceFile]], directory: Path, processes: int, report: Report
+    settings: PartSettings, groups: Sequence[Sequence[SourceFile]], directory: Path, workers: Workers, report: Report
 ) -> tuple[list[Part], list[Part]]:
     """The parts of the sources and of the validation sources, in the order of their files.
 
@@ -186,11 +186,12 @@ def _parts(
     """
     problems: list[str] = []
     units: list[list[Unit]] = []
+    size = unit_bytes([file for files in groups for file in files])
     for files in groups:
         units.append([])
         for file in files:
             try:
-                units[-1] += cut(file, settings.text_column)
+                units[-1] += cut(file, settings.text_column, size)
             except DamagedError as error:
                 problems.append(str(error))
     for directory_file in directory.glob(".*.tmp"):
@@ -206,7 +207,7 @@ def _parts(
         TokenizeTask(unit=unit, settings=settings, directory=directory)
         for unit in sorted(missing, key=lambda unit: unit.size_bytes, reverse=True)
     ]
-    for task, found in in_parallel(tokenize, tasks, processes):
+    for task, found in workers.each(tokenize, tasks):
         if isinstance(found, ConfigError):
             problems += found.problems
         elif isinstance(found, DamagedError):
@@ -235,7 +236,7 @@ def _decontaminated(
     parts: Sequence[Part],
     settings: PrepareSettings,
     work: Path,
-    processes: int,
+    workers: Workers,
     report: Report,
 ) -> tuple[Choice, list[dict[str, Any]]]:
     """The choice without the validation documents that are near-duplicates of training documents, and those."""
@@ -256,11 +257,10 @@ def _decontaminated(
         )
     best, whose = np.zeros(len(counts)), np.zeros(len(counts), dtype=np.uint64)
     size, done = int(choice.training["tokens"].sum()), 0
-    for task, found in in_parallel(find_overlaps, tasks, processes):
+    for task, found in workers.each(find_overlaps, tasks):
         if isinstance(found, Exception):
             raise found
-        # Of equal shares the lowest hash, whatever the order in which parts are done.
-        better = (found[0] > best) | ((found[0] == best) & (found[0] > 0) & (found[1] < whose))
+        better = is_better(*found, best, whose)
         best[better], whose[better] = found[0][better], found[1][better]
         done += int(task.training["tokens"].sum())
         report("looking for near-duplicates", done, size, done)
@@ -289,7 +289,7 @@ def _decontaminated(
 
 
 def _shards(
-    choice: Choice, parts: Sequence[Part], settings: PrepareSettings, directory: Path, processes: int, report: Report
+    choice: Choice, parts: Sequence[Part], settings: PrepareSettings, directory: Path, workers: Workers, report: Report
 ) -> list[tuple[NDArray[Any], list[ShardFile]]]:
     """For training and validation: its documents, and its shards in order."""
     keys = tuple(part.key for part in parts)
@@ -311,7 +311,7 @@ def _shards(
         ]
     size, done = sum(int(task.documents["tokens"].sum()) for task in tasks), 0
     made: dict[str, ShardFile] = {}
-    for task, found in in_parallel(write, tasks, processes):
+    for task, found in workers.each(write, tasks):
         if isinstance(found, Exception):
             raise found
         made[task.path.name] = found

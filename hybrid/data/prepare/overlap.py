@@ -10,6 +10,7 @@ Shapes: N tokens, G n-grams.
 """
 
 from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final, final
 
@@ -21,24 +22,30 @@ from hybrid.data.packed import Tokens
 Hashes = NDArray[np.uint64]
 
 _BASE: Final = 0x9E3779B97F4A7C15
-_MASK: Final = (1 << 64) - 1
 _PADDING: Final = np.uint64(0)
 _BITS_A_GRAM: Final = 16
 _FEWEST_BITS: Final = 16
 _MOST_BITS: Final = 31
-_BLOCK_TOKENS: Final = 1 << 20
+_BLOCK_TOKENS: Final = 1 << 16
+"""So many are hashed at once: their arrays stay in a core's cache."""
 
 
-def gram_hashes(tokens_N: Tokens, n: int) -> Hashes:
-    """A hash of the n tokens that begin at each position, (N - n + 1); of fewer than n, those with padding behind."""
-    # 0 is the padding; splitmix64's finaliser, so that the polynomial is over numbers without a pattern.
-    mixed = tokens_N.astype(np.uint64) + np.uint64(1)
-    mixed *= np.uint64(_BASE)
+@lru_cache(maxsize=1)
+def _mixed_tokens(bits: int) -> Hashes:
+    """A number without a pattern for each token of so many bits, by splitmix64's finaliser; none is the padding's 0."""
+    mixed = (np.arange(1 << bits, dtype=np.uint64) + np.uint64(1)) * np.uint64(_BASE)
     mixed ^= mixed >> np.uint64(30)
     mixed *= np.uint64(0xBF58476D1CE4E5B9)
     mixed ^= mixed >> np.uint64(27)
     mixed *= np.uint64(0x94D049BB133111EB)
     mixed ^= mixed >> np.uint64(31)
+    return mixed
+
+
+def gram_hashes(tokens_N: Tokens, n: int) -> Hashes:
+    """A hash of the n tokens that begin at each position, (N - n + 1); of fewer than n, those with padding behind."""
+    largest = int(tokens_N.max()) if len(tokens_N) else 0
+    mixed = _mixed_tokens(max(16, largest.bit_length()))[tokens_N]
     if len(mixed) < n:
         mixed = np.concatenate([mixed, np.full(n - len(mixed), _PADDING)])
     # sum of mixed[i + j] * BASE ** (n - 1 - j), by doubling: a window of a + b is one of a, shifted, and one of b.
@@ -60,7 +67,7 @@ def gram_hashes(tokens_N: Tokens, n: int) -> Hashes:
 
 def _joined(first: Hashes, first_length: int, second: Hashes, second_length: int) -> Hashes:
     length = min(len(first) - second_length, len(second) - first_length)
-    joined = first[:length] * np.uint64(pow(_BASE, second_length, 1 << 64) & _MASK)
+    joined = first[:length] * np.uint64(pow(_BASE, second_length, 1 << 64))
     joined += second[first_length : first_length + length]
     return joined
 
@@ -100,46 +107,46 @@ class GramIndex:
 
     def shared(
         self, tokens: Tokens, starts: NDArray[np.int64], lengths: NDArray[np.int64]
-    ) -> Iterator[tuple[int, Any, Any]]:
-        """Of training documents in `tokens`: (its number, validation documents, distinct n-grams shared with each)."""
+    ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]]:
+        """Of training documents in `tokens`: their numbers, validation documents, distinct n-grams that both have."""
         for first, last in _blocks(lengths):
             begin, end = int(starts[first]), int(starts[last - 1] + lengths[last - 1])
             hashes = gram_hashes(tokens[begin:end], self._n)
             at = np.flatnonzero(self._seen[hashes >> self._shift])
-            place = np.searchsorted(self._grams, hashes[at])
-            place[place == len(self._grams)] = 0
-            hit = self._grams[place] == hashes[at] if len(self._grams) else np.zeros(len(at), dtype=np.bool_)
-            at, place = at[hit], place[hit]
-            document = np.searchsorted(starts[first:last], at + begin, side="right") - 1 + first
-            inside = at + begin + self._n <= starts[document] + lengths[document]
+            place, hit = self._places(hashes[at])
+            at, place = at[hit] + begin, place[hit]
+            document = np.searchsorted(starts[first:last], at, side="right") - 1 + first
+            inside = at + self._n <= starts[document] + lengths[document]
             document, place = document[inside], place[inside]
+            # Those shorter than an n-gram, whose padding is not in `tokens`.
             short = np.flatnonzero(lengths[first:last] < self._n) + first
-            for number in short:
-                found = int(
-                    np.searchsorted(self._grams, own := self._short(tokens, int(starts[number]), int(lengths[number])))
-                )
-                if found < len(self._grams) and self._grams[found] == own:
-                    document, place = np.append(document, number), np.append(place, found)
-            yield from self._counted(document, place)
+            if len(short):
+                own = [gram_hashes(tokens[starts[i] : starts[i] + lengths[i]], self._n) for i in short]
+                short_place, hit = self._places(np.concatenate(own))
+                document, place = np.append(document, short[hit]), np.append(place, short_place[hit])
+            if len(document):
+                yield self._counted(document, place)
 
-    def _short(self, tokens: Tokens, start: int, length: int) -> np.uint64:
-        own: np.uint64 = gram_hashes(tokens[start : start + length], self._n)[0]
-        return own
+    def _places(self, hashes: Hashes) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+        """Where each is among the n-grams, and whether it is one of them."""
+        place = np.minimum(np.searchsorted(self._grams, hashes), len(self._grams) - 1)
+        return place, self._grams[place] == hashes
 
-    def _counted(self, document: NDArray[np.int64], place: NDArray[np.int64]) -> Iterator[tuple[int, Any, Any]]:
-        if not len(document):
-            return
-        pairs = np.unique(np.stack([document, place]), axis=1)
-        numbers, first = np.unique(pairs[0], return_index=True)
-        for number, begin, end in zip(numbers, first, [*first[1:], pairs.shape[1]], strict=True):
-            grams = pairs[1, begin:end]
-            holders = np.concatenate([self._holders[self._starts[gram] : self._starts[gram + 1]] for gram in grams])
-            validation, shared = np.unique(holders, return_counts=True)
-            yield int(number), validation, shared
+    def _counted(
+        self, document: NDArray[np.int64], place: NDArray[np.int64]
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+        pairs = np.unique(document * len(self._grams) + place)
+        document, place = np.divmod(pairs, len(self._grams))
+        held = self._starts[place + 1] - self._starts[place]
+        ends = np.cumsum(held)
+        holders = self._holders[np.repeat(self._starts[place] - (ends - held), held) + np.arange(ends[-1])]
+        n_holders = int(self._holders.max()) + 1
+        both, shared = np.unique(np.repeat(document, held) * n_holders + holders, return_counts=True)
+        return both // n_holders, both % n_holders, shared
 
 
 def _blocks(lengths: NDArray[np.int64]) -> Iterator[tuple[int, int]]:
-    """Runs of documents of some million tokens."""
+    """Runs of whole documents."""
     first, size = 0, 0
     for at, length in enumerate(lengths):
         size += int(length)

@@ -117,12 +117,22 @@ def overlaps(
     # Without bos and eos, which every document has.
     starts = training["begin"].astype(np.int64) + 1
     lengths = training["tokens"].astype(np.int64) - 2
-    for number, validation, shared in grams.shared(tokens, starts, lengths):
-        share = shared / counts[validation]
-        better = share > best[validation]
-        best[validation[better]] = share[better]
-        whose[validation[better]] = training["place"][number]
+    for document, validation, shared in grams.shared(tokens, starts, lengths):
+        share, place = shared / counts[validation], training["place"][document]
+        order = np.lexsort((place, -share, validation))
+        at, first = np.unique(validation[order], return_index=True)
+        share, place = share[order][first], place[order][first]
+        better = is_better(share, place, best[at], whose[at])
+        best[at[better]], whose[at[better]] = share[better], place[better]
     return best, whose
+
+
+def is_better(
+    share: NDArray[np.float64], place: NDArray[np.uint64], best: NDArray[np.float64], whose: NDArray[np.uint64]
+) -> NDArray[np.bool_]:
+    """Of equal shares the lowest hash, whatever the order in which documents are looked at."""
+    better: NDArray[np.bool_] = (share > best) | ((share == best) & (share > 0) & (place < whose))
+    return better
 
 
 # --- shards -------------------------------------------------------------------------------------

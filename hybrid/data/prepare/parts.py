@@ -153,24 +153,27 @@ def _write(
         shown=tuple(shown),
         sizes=(paths[0].stat().st_size, paths[1].stat().st_size),
     )
-    with replacing(directory / f"{key}.json") as file:
+    with replacing(directory / f"{key}.json", durable=False) as file:
         file.write(json.dumps(asdict(part)).encode())
     return part
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Any]:
-    """A file that appears under its name whole, or not at all."""
+def replacing(path: Path, *, durable: bool = True) -> Iterator[Any]:
+    """A file that appears under its name whole, or not at all; if `durable`, after a loss of power too."""
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         with open(temporary, "wb") as file:
             yield file
-            file.flush()
-            os.fsync(file.fileno())
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
         os.replace(temporary, path)
-    finally:
+    except BaseException:
         temporary.unlink(missing_ok=True)
-    sync_dir(path.parent)
+        raise
+    if durable:
+        sync_dir(path.parent)
 
 
 def _batches(

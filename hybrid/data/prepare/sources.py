@@ -20,8 +20,11 @@ from hybrid.spec import ConfigError
 
 Format = Literal["parquet", "jsonl", "jsonl.gz", "jsonl.zst"]
 
-UNIT_BYTES: Final = 32 << 20
-"""What is read, tokenised and written at once, where a file can be cut."""
+UNITS: Final = 256
+"""Files are cut so that all of the sources come to about so many units, within the two limits."""
+
+_SMALLEST_UNIT: Final = 1 << 20
+_LARGEST_UNIT: Final = 1 << 26
 
 _SUFFIXES: Final[tuple[tuple[str, Format], ...]] = (
     (".parquet", "parquet"),
@@ -106,14 +109,24 @@ def is_remote(source: str) -> bool:
     return "://" in source
 
 
-def cut(file: SourceFile, text_column: str) -> list[Unit]:
-    """The units of a file. Raises DamagedError if it cannot be read, ConfigError if it has no such column."""
+def unit_bytes(files: Sequence[SourceFile]) -> int:
+    """What is read, tokenised and written at once, where a file can be cut: a power of two, so that it stays the same
+    when a file among many changes."""
+    share = sum(file.size_bytes for file in files) // UNITS
+    return min(_LARGEST_UNIT, max(_SMALLEST_UNIT, 1 << share.bit_length()))
+
+
+def cut(file: SourceFile, text_column: str, size: int) -> list[Unit]:
+    """The units of a file, of about `size` bytes.
+
+    Raises DamagedError if it cannot be read, ConfigError if it has no such column.
+    """
     match file.format:
         case "parquet":
-            return _cut_parquet(file, text_column)
+            return _cut_parquet(file, text_column, size)
         case "jsonl":
-            starts = range(0, max(file.size_bytes, 1), UNIT_BYTES)
-            stops = [min(at + UNIT_BYTES, file.size_bytes) for at in starts]
+            starts = range(0, max(file.size_bytes, 1), size)
+            stops = [min(at + size, file.size_bytes) for at in starts]
             return [
                 Unit(file=file, start=at, stop=stop, size_bytes=stop - at)
                 for at, stop in zip(starts, stops, strict=True)
@@ -222,7 +235,7 @@ def _open(file: SourceFile) -> Iterator[Any]:
 # --- parquet ------------------------------------------------------------------------------------
 
 
-def _cut_parquet(file: SourceFile, text_column: str) -> list[Unit]:
+def _cut_parquet(file: SourceFile, text_column: str, wanted: int) -> list[Unit]:
     with _open(file) as handle:
         metadata = _parquet(handle, file).metadata
         column = _column_index(file, metadata, text_column)
@@ -230,7 +243,7 @@ def _cut_parquet(file: SourceFile, text_column: str) -> list[Unit]:
         first, size = 0, 0
         for group in range(metadata.num_row_groups):
             size += metadata.row_group(group).column(column).total_uncompressed_size
-            if size >= UNIT_BYTES or group == metadata.num_row_groups - 1:
+            if size >= wanted or group == metadata.num_row_groups - 1:
                 units.append(Unit(file=file, start=first, stop=group + 1, size_bytes=size))
                 first, size = group + 1, 0
         return units

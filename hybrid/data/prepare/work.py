@@ -8,7 +8,7 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -80,20 +80,39 @@ def _grams(path: Path) -> GramIndex:
     return GramIndex.load(path)
 
 
-def in_parallel(function: Callable[[T], R], tasks: Sequence[T], processes: int) -> Iterator[tuple[T, R | Exception]]:
-    """Each task with what the function made of it, or raised, as they come to an end; one process works right here.
+@final
+class Workers:
+    """Processes that live as long as the preparation; with one, everything is done right here.
 
-    Raises ChildProcessError if a process is killed.
+    They are forked from a server that has imported what they need: a caller's threads are no danger to them.
     """
-    if processes == 1 or len(tasks) <= 1:
-        for task in tasks:
-            yield task, _outcome(function, task)
-        return
-    # Spawned, as the caller may have threads; Ctrl-C ends them at once, and what they were at is redone.
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(processes, len(tasks)), context, _die_of_interrupts) as pool:
-        futures = {pool.submit(_outcome, function, task): task for task in tasks}
+
+    def __init__(self, processes: int) -> None:
+        self._processes = processes
+        self._pool: ProcessPoolExecutor | None = None
+
+    def __enter__(self) -> "Workers":
+        return self
+
+    def __exit__(self, kind: object, error: object, traceback: object) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(wait=error is None, cancel_futures=True)
+
+    def each(self, function: Callable[[T], R], tasks: Sequence[T]) -> Iterator[tuple[T, R | Exception]]:
+        """Every task with what the function made of it, or raised, as they come to an end.
+
+        Raises ChildProcessError if a process is killed.
+        """
+        if self._processes == 1 or len(tasks) <= 1:
+            for task in tasks:
+                yield task, _outcome(function, task)
+            return
+        if self._pool is None:
+            context = multiprocessing.get_context("forkserver")
+            context.set_forkserver_preload(["hybrid.data.prepare.work", "tokenizers"])
+            self._pool = ProcessPoolExecutor(self._processes, context, _die_of_interrupts)
         try:
+            futures = {self._pool.submit(_outcome, function, task): task for task in tasks}
             for future in as_completed(futures):
                 yield futures[future], future.result()
         except BrokenProcessPool as error:
@@ -101,9 +120,6 @@ def in_parallel(function: Callable[[T], R], tasks: Sequence[T], processes: int) 
                 "one of the processes was killed, perhaps for want of memory; what was finished is kept: give the same "
                 "command again, with fewer --processes if memory is short"
             ) from error
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
 
 
 def _outcome(function: Callable[[T], R], task: T) -> R | Exception:
