@@ -34,18 +34,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     export.add_argument(
         "--checkpoints", type=Path, metavar="DIR", help="where weights are, if store.checkpoints was set"
     )
+    export.add_argument("--data", type=Path, metavar="DIR", help="where shards are, if store.data was set")
     options = parser.parse_args(arguments)
     try:
         from hybrid.exported import export as write
 
         run_id = _whole(options.run, options.store)
-        directory = write(run_id, options.directory, store=options.store, checkpoints=options.checkpoints)
+        directory = write(
+            run_id, options.directory, store=options.store, checkpoints=options.checkpoints, data=options.data
+        )
     except ConfigError as error:
         print("\n".join(f"error: {line}" for line in error.problems), file=sys.stderr)
         return _EXIT_MISTAKE
     except OSError as error:
         print(f"error: {error.filename or options.directory}: {error.strerror or error}", file=sys.stderr)
         return _EXIT_FAILED
+    if not (directory / "tokenizer.json").exists():
+        print("no tokenizer: the run's tokens are no text, or its corpus is not below --data", file=sys.stderr)
     print(f"{directory}: {', '.join(sorted(path.name for path in directory.iterdir()))}")
     return 0
 

@@ -17,6 +17,7 @@ from hybrid.spec import ConfigError, CorpusSpec, HubSpec, RecallSpec
 
 MANIFEST: Final = "manifest.json"
 MANIFEST_FORMAT: Final = 1
+TOKENIZER: Final = "tokenizer.json"
 PREPARE: Final = "python -m hybrid.data prepare"
 
 # What an installation has or lacks by accident, left out so that two installations of one Python version are likely to
@@ -184,7 +185,8 @@ class ShardSplit:
 class Manifest:
     """What a directory of prepared shards says of itself, as far as training needs it.
 
-    `declared` is what a `HubSpec` identifies a remote corpus by: its name, its revision, and the tokenizer's name.
+    `declared` is what a `HubSpec` identifies a remote corpus by: its name, its revision, and the tokenizer's name;
+    `tokenizer_sha256` that of the tokenizer's JSON file, which lies beside the shards, and "" where tokens are bytes.
     """
 
     fingerprint: str
@@ -192,6 +194,10 @@ class Manifest:
     bos: int
     eos: int
     token_bytes: int
+    tokenizer_name: str
+    tokenizer_sha256: str
+    bos_token: str
+    eos_token: str
     declared: tuple[str, str, str] | None
     training: ShardSplit
     validation: ShardSplit
@@ -227,6 +233,10 @@ def read_manifest(directory: Path) -> Manifest:
         manifest = Manifest(
             fingerprint=data["fingerprint"],
             **{name: int(tokenizer[name]) for name in ("vocab_size", "bos", "eos", "token_bytes")},
+            tokenizer_name=tokenizer["name"],
+            tokenizer_sha256=tokenizer["sha256"],
+            bos_token=tokenizer["bos_token"],
+            eos_token=tokenizer["eos_token"],
             declared=None if declared is None else (declared["name"], declared["corpus_revision"], tokenizer["name"]),
             training=_split(data["training"]),
             validation=_split(data["validation"]),

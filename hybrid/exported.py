@@ -10,9 +10,11 @@ refused by name, all of it at once:
 """
 
 import json
+import os
 import secrets
 import shutil
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -21,11 +23,16 @@ import torch
 from torch import Tensor
 
 from hybrid import trained
+from hybrid.corpus import find_corpus
+from hybrid.data.corpora import tokenizer_file
+from hybrid.data.pieces import byte_characters
 from hybrid.durable import make_dir
 from hybrid.model import LanguageModel
 from hybrid.spec import (
     AttentionSpec,
     ConfigError,
+    CorpusSpec,
+    HubSpec,
     Llama3RopeScalingSpec,
     Mamba2Spec,
     MixerSpec,
@@ -46,33 +53,51 @@ _BYTE_BOS: Final = 256
 _BYTE_EOS: Final = 257
 
 
+@dataclass(frozen=True, kw_only=True)
+class Tokens:
+    """The tokens of a run's data: bos and eos, and the files of their tokenizer by name."""
+
+    bos: int | None
+    eos: int | None
+    files: dict[str, bytes]
+
+
 def export(
-    run_id: str, directory: str | Path, *, store: str | Path | None = None, checkpoints: str | Path | None = None
+    run_id: str,
+    directory: str | Path,
+    *,
+    store: str | Path | None = None,
+    checkpoints: str | Path | None = None,
+    data: str | Path | None = None,
 ) -> Path:
     """As `hybrid.export`, which says what it raises."""
     run, model = trained.load_run(run_id, store=store, checkpoints=checkpoints)
-    return write(run, model, Path(directory))
+    root = Path(store or os.environ.get("HYBRID_STORE") or "store")
+    return write(run, model, Path(directory), tokens_of(run, Path(data or root / "data")))
 
 
-def write(run: RunSpec, model: LanguageModel, target: Path) -> Path:
+def write(run: RunSpec, model: LanguageModel, target: Path, tokens: Tokens) -> Path:
     """The checkpoint in `target`, whole or not at all. Raises ConfigError as `hybrid.export`, OSError."""
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise ConfigError(f"{target}: expected a directory that is new or empty")
-    files: dict[str, dict[str, Any]] = {"config.json": config(run), "generation_config.json": _special_tokens(run)}
-    if isinstance(run.data, StdlibSpec):
-        files |= byte_tokenizer(run.seq_len)
+    special = {"bos_token_id": tokens.bos, "eos_token_id": tokens.eos, "pad_token_id": None}
+    files = tokens.files | {"config.json": _json(config(run) | special), "generation_config.json": _json(special)}
     tensors = weights(model)
     make_dir(target.parent)
     temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
     temporary.mkdir()
     try:
         for name, content in files.items():
-            (temporary / name).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+            (temporary / name).write_bytes(content)
         safetensors.torch.save_file(tensors, temporary / "model.safetensors", metadata={"format": "pt"})
         temporary.replace(target)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return target
+
+
+def _json(content: dict[str, Any]) -> bytes:
+    return (json.dumps(content, indent=1) + "\n").encode()
 
 
 # --- what has a counterpart ---------------------------------------------------------------------
@@ -174,7 +199,6 @@ def config(run: RunSpec) -> dict[str, Any]:
         "initializer_range": spec.init_std,
         "hidden_act": "silu",
         "use_cache": True,
-        **_special_tokens(run),
     }
     if kind == "mamba2":
         assert mamba is not None
@@ -235,15 +259,6 @@ def _rope(spec: AttentionSpec) -> dict[str, Any]:
     return rope
 
 
-def _special_tokens(run: RunSpec) -> dict[str, Any]:
-    known = isinstance(run.data, StdlibSpec)
-    return {
-        "bos_token_id": _BYTE_BOS if known else None,
-        "eos_token_id": _BYTE_EOS if known else None,
-        "pad_token_id": None,
-    }
-
-
 # --- its weights --------------------------------------------------------------------------------
 
 
@@ -299,7 +314,37 @@ def _mixer(spec: MixerSpec, own: dict[str, Tensor]) -> dict[str, Tensor]:
 # --- its tokenizer ------------------------------------------------------------------------------
 
 
-def byte_tokenizer(seq_len: int) -> dict[str, dict[str, Any]]:
+def tokens_of(run: RunSpec, data_root: Path) -> Tokens:
+    """What is known here of the run's tokens: of a corpus, what lies beside its shards below `data_root`."""
+    match run.data:
+        case StdlibSpec():
+            return Tokens(bos=_BYTE_BOS, eos=_BYTE_EOS, files=byte_tokenizer(run.seq_len))
+        case CorpusSpec() | HubSpec():
+            try:
+                directory, manifest = find_corpus(data_root, run.data)
+            except ConfigError:
+                return Tokens(bos=None, eos=None, files={})
+            if not manifest.tokenizer_sha256:
+                return Tokens(bos=manifest.bos, eos=manifest.eos, files=byte_tokenizer(run.seq_len))
+            content = tokenizer_file(directory, manifest).read_bytes()
+            settings = _tokenizer_settings(manifest.bos_token, manifest.eos_token, run.seq_len)
+            files = {"tokenizer.json": content, "tokenizer_config.json": _json(settings)}
+            return Tokens(bos=manifest.bos, eos=manifest.eos, files=files)
+        case _:
+            return Tokens(bos=None, eos=None, files={})
+
+
+def _tokenizer_settings(bos: str, eos: str, seq_len: int) -> dict[str, Any]:
+    return {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": bos,
+        "eos_token": eos,
+        "clean_up_tokenization_spaces": False,
+        "model_max_length": seq_len,
+    }
+
+
+def byte_tokenizer(seq_len: int) -> dict[str, bytes]:
     """The files of a tokenizer whose tokens are bytes, then bos and eos, with a bos before every text.
 
     A byte-level BPE without a merge: its alphabet gives every byte a character, so ids need no offset.
@@ -331,24 +376,10 @@ def byte_tokenizer(seq_len: int) -> dict[str, dict[str, Any]]:
             "fuse_unk": False,
             "byte_fallback": False,
             "ignore_merges": False,
-            "vocab": {character: byte for byte, character in enumerate(_byte_characters())}
+            "vocab": {character: byte for byte, character in enumerate(byte_characters())}
             | {text: number for number, text in special},
             "merges": [],
         },
     }
-    settings = {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "bos_token": "<|bos|>",
-        "eos_token": "<|eos|>",
-        "clean_up_tokenization_spaces": False,
-        "model_max_length": seq_len,
-    }
-    return {"tokenizer.json": tokenizer, "tokenizer_config.json": settings}
-
-
-def _byte_characters() -> list[str]:
-    """The printable character that stands for each byte in byte-level BPE (Radford et al. 2019): Latin-1's own where
-    they can be seen, else the next from U+0100 on."""
-    own = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
-    others = iter(range(0x100, 0x200))
-    return [chr(byte if byte in own else next(others)) for byte in range(256)]
+    settings = _tokenizer_settings(special[0][1], special[1][1], seq_len)
+    return {"tokenizer.json": _json(tokenizer), "tokenizer_config.json": _json(settings)}

@@ -2,15 +2,16 @@
 
 import hashlib
 import logging
-from collections.abc import Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import Final, final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hybrid.corpus import PREPARE, Manifest, ShardFile, ShardSplit, find_corpus
+from hybrid.corpus import PREPARE, TOKENIZER, Manifest, ShardFile, ShardSplit, find_corpus
 from hybrid.data.packed import PackedData, Tokens, TokenStream
+from hybrid.data.pieces import token_pieces
 from hybrid.spec import ConfigError, CorpusSpec, HubSpec
 
 CHECKED_BYTES: Final = 1 << 30
@@ -38,27 +39,63 @@ class CorpusData(PackedData):
         super().__init__(training, validation, seq_len)
         self.directory = directory
         self.manifest = manifest
-        self._validation_files = validation
 
     @staticmethod
     def larger_validation() -> str:
         return f"a longer sample may do: --tokens, --val-tokens or --val-percent of {PREPARE}"
 
     @property
-    def validation_bytes_per_token(self) -> float:
-        """Bytes of text for each token of the validation split, bos and eos counted as tokens: for bits per byte."""
-        return self.manifest.validation.text_bytes / self.manifest.validation.tokens
+    def tokenizer(self) -> str:
+        return self.manifest.tokenizer_sha256 or "bytes"
 
-    def validation_documents(self) -> Iterator[NDArray[np.int64]]:
-        """The documents of the validation split in their order, unpacked: bos, tokens, eos."""
-        for file in self.manifest.validation.files:
-            tokens = _map(self.directory / file.name, self.manifest)
-            # Text has no bos: special tokens are not recognised in it.
-            starts = np.flatnonzero(tokens == self.manifest.bos)
-            if self.manifest.bos == self.manifest.eos:
-                starts = starts[::2]
-            for start, stop in zip(starts, [*starts[1:], len(tokens)], strict=True):
-                yield tokens[start:stop].astype(np.int64)
+    @property
+    def bos(self) -> int:
+        return self.manifest.bos
+
+    @property
+    def eos(self) -> int:
+        return self.manifest.eos
+
+    @property
+    def token_bytes_V(self) -> NDArray[np.int64]:
+        """As `hybrid.data.pieces` counts them. Raises ConfigError if the tokenizer's file is gone or another."""
+        return np.array([len(piece) for piece in self._pieces], dtype=np.int64)
+
+    def encode(self, text: bytes) -> NDArray[np.int64]:
+        """Raises ConfigError where the tokenizer's file, or its library, is missing."""
+        if not self.manifest.tokenizer_sha256:
+            return np.frombuffer(text, dtype=np.uint8).astype(np.int64)
+        from hybrid.data.prepare.tokenizer import JsonTokenizer
+
+        path = str(tokenizer_file(self.directory, self.manifest))
+        encoded = JsonTokenizer(path, token_dtype(self.manifest.token_bytes)).encode([text.decode("utf-8", "replace")])
+        return encoded[0].astype(np.int64)
+
+    def decode(self, tokens: NDArray[np.int64]) -> bytes:
+        return b"".join(self._pieces[token] for token in tokens.tolist())
+
+    @cached_property
+    def _pieces(self) -> list[bytes]:
+        if not self.manifest.tokenizer_sha256:
+            return [bytes([byte]) for byte in range(256)] + [b"", b""]
+        pieces = token_pieces(tokenizer_file(self.directory, self.manifest), self.manifest.vocab_size)
+        pieces[self.bos] = pieces[self.eos] = b""
+        return pieces
+
+
+def tokenizer_file(directory: Path, manifest: Manifest) -> Path:
+    """The JSON file that the shards were made with. Raises ConfigError if it is gone, or another, or there was none."""
+    path = directory / TOKENIZER
+    try:
+        found = sha256_of(path)
+    except FileNotFoundError:
+        found = "missing"
+    if found != manifest.tokenizer_sha256:
+        raise ConfigError(
+            f"{path} = {found[:12]}: expected the tokenizer that the shards were made with, SHA-256 "
+            f"{manifest.tokenizer_sha256[:12]}: {manifest.tokenizer_name}; copy it there"
+        )
+    return path
 
 
 def open_corpus(spec: CorpusSpec | HubSpec, seq_len: int, data_root: Path) -> CorpusData:

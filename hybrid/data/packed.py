@@ -3,7 +3,7 @@
 Window i of a split holds tokens i * L to (i + 1) * L of its stream, the last being a target only; what follows the last
 whole window is not read. Every target is scored, across the ends of documents too.
 
-Shapes: B sequences, L positions, T = L + 1, N tokens.
+Shapes: B sequences, L positions, T = L + 1, N tokens, D documents.
 """
 
 from abc import abstractmethod
@@ -13,7 +13,7 @@ from typing import Any, Final, final
 import numpy as np
 from numpy.typing import NDArray
 
-from hybrid.data.base import Batch, DataSource
+from hybrid.data.base import Batch, DocumentSource
 from hybrid.spec import ConfigError
 
 Tokens = NDArray[np.unsignedinteger[Any]]
@@ -45,6 +45,10 @@ class TokenStream:
             at += 1
         return tokens_N
 
+    def joined(self) -> Tokens:
+        """All of it as one array, which is not to be changed."""
+        return self._parts[0] if len(self._parts) == 1 else np.concatenate(self._parts)
+
     def windows(self, start_B: NDArray[np.int64], length: int) -> NDArray[np.int64]:
         """The `length` tokens from each start on, (B, length)."""
         if len(self._parts) == 1:
@@ -53,7 +57,7 @@ class TokenStream:
         return np.stack([self.read(int(start), length) for start in start_B])
 
 
-class PackedData(DataSource):
+class PackedData(DocumentSource):
     """Windows of both splits; the training windows are shuffled anew for each epoch."""
 
     def __init__(self, training: TokenStream, validation: TokenStream, seq_len: int) -> None:
@@ -69,6 +73,7 @@ class PackedData(DataSource):
         self._seq_len = seq_len
         self._order_key: tuple[int, int] | None = None
         self._order: NDArray[np.int64] = np.empty(0, dtype=np.int64)
+        self._validation_starts_D: NDArray[np.int64] | None = None
 
     @staticmethod
     @abstractmethod
@@ -98,7 +103,31 @@ class PackedData(DataSource):
         # Shuffled, so that the first examples are of many documents.
         order = _permutation((0, _VALIDATION_ORDER), self.validation_windows)[:max_examples]
         for first in range(0, len(order), batch_size):
-            yield self._windows(self._validation, order[first : first + batch_size])
+            window_B = order[first : first + batch_size]
+            batch = self._windows(self._validation, window_B)
+            target_BL = window_B[:, None] * self._seq_len + np.arange(1, self._seq_len + 1)
+            document_BL = np.searchsorted(self._starts(), target_BL, side="right")
+            yield Batch(inputs_BL=batch.inputs_BL, targets_BL=batch.targets_BL, document_BL=document_BL)
+
+    @property
+    @abstractmethod
+    def eos(self) -> int:
+        """The token that every document ends with."""
+
+    def validation_documents(self) -> Iterator[NDArray[np.int64]]:
+        stops = [*self._starts()[1:].tolist(), len(self._validation)]
+        for start, stop in zip(self._starts().tolist(), stops, strict=True):
+            yield self._validation.read(start, stop - start)
+
+    def validation_text(self) -> NDArray[np.integer]:
+        return self._validation.joined()
+
+    def _starts(self) -> NDArray[np.int64]:
+        """Where the held-out documents begin; looked for once. No token of a text is bos."""
+        if self._validation_starts_D is None:
+            starts_D = np.flatnonzero(self._validation.joined() == self.bos)
+            self._validation_starts_D = starts_D[::2] if self.bos == self.eos else starts_D
+        return self._validation_starts_D
 
     def _epoch_order(self, data_seed: int, epoch: int) -> NDArray[np.int64]:
         """The order of the windows in an epoch; the latest one asked for is kept."""

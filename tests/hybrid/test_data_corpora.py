@@ -2,28 +2,37 @@
 
 import json
 import os
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 from hybrid.config import read_config
 from hybrid.corpus import MANIFEST, find_corpus, read_manifest
 from hybrid.data import corpora, open_data
 from hybrid.data.corpora import CorpusData, open_corpus
 from hybrid.data.packed import TokenStream
+from hybrid.data.pieces import token_pieces
 from hybrid.data.prepare import Prepared, PrepareSettings, prepare
 from hybrid.data.prepare.parts import PartSettings
-from hybrid.data.prepare.tokenizer import choose_tokenizer
+from hybrid.data.prepare.tokenizer import TokenizerSpec, choose_tokenizer, open_tokenizer
 from hybrid.decode import canonical_json, decode, encode
 from hybrid.spec import ConfigError, CorpusSpec, HubSpec, RunSpec
 
 REMOTE = HubSpec(name="o/books", corpus_revision="v1", tokenizer="bytes", vocab_size=258)
 
 
-def build(data_root: Path, name: str = "books", n: int = 60, declared: tuple[str, str] | None = None) -> Prepared:
+def build(
+    data_root: Path,
+    name: str = "books",
+    n: int = 60,
+    declared: tuple[str, str] | None = None,
+    tokenizer: TokenizerSpec | None = None,
+) -> Prepared:
     source = data_root.parent / f"{name}.jsonl"
     source.parent.mkdir(exist_ok=True, parents=True)
     source.write_text("".join(json.dumps({"text": f"document {i} of {name}, " * (i % 7 + 1)}) + "\n" for i in range(n)))
@@ -31,7 +40,7 @@ def build(data_root: Path, name: str = "books", n: int = 60, declared: tuple[str
         sources=(str(source),),
         validation=(),
         part=PartSettings(
-            tokenizer=choose_tokenizer("bytes", name=None, bos=None, eos=None),
+            tokenizer=tokenizer or choose_tokenizer("bytes", name=None, bos=None, eos=None),
             text_column="text",
             seed=1,
             fraction=1.0,
@@ -116,14 +125,100 @@ def test_documents_shorter_than_the_window_are_packed_and_a_corpus_shorter_than_
         open_corpus(spec_of(books), n, data_root)
 
 
-def test_validation_documents_come_unpacked_and_bytes_per_token_are_counted(books: Prepared, data_root: Path) -> None:
+def test_validation_documents_come_unpacked_and_their_bytes_are_counted(books: Prepared, data_root: Path) -> None:
     data = open_corpus(spec_of(books), 16, data_root)
     documents = list(data.validation_documents())
     assert np.array_equal(np.concatenate(documents), joined(books, "validation"))
     assert len(documents) == books.manifest.validation.documents
     assert all((document[0], document[-1]) == (256, 257) for document in documents)
-    text_bytes = sum(len(document) - 2 for document in documents)
-    assert data.validation_bytes_per_token == text_bytes / sum(map(len, documents))
+    tokens = np.concatenate(documents)
+    assert data.token_bytes_V[tokens].sum() == books.manifest.validation.text_bytes
+    assert np.array_equal(data.validation_text(), tokens)
+    assert data.decode(documents[0]) == b"".join(bytes([token]) for token in documents[0][1:-1])
+    assert np.array_equal(data.encode(data.decode(documents[0])), documents[0][1:-1])
+
+
+def test_batches_of_held_out_text_say_which_document_each_target_is_of(books: Prepared, data_root: Path) -> None:
+    data = open_corpus(spec_of(books), 16, data_root)
+    text = data.validation_text()
+    number = np.cumsum(text == 256)
+    windows: dict[tuple[int, ...], list[list[int]]] = {}  # some texts begin alike
+    for start in range(0, 16 * data.validation_windows, 16):
+        inputs, documents = text[start : start + 16], number[start + 1 : start + 17]
+        windows.setdefault(tuple(inputs.tolist()), []).append(documents.tolist())
+    for batch in data.validation_batches(4, 10**6):
+        assert batch.document_BL is not None
+        for row, document in zip(batch.inputs_BL, batch.document_BL, strict=True):
+            windows[tuple(row.tolist())].remove(document.tolist())
+    assert not any(windows.values())
+
+
+TEXTS = ["größe Δ 🙂 of  a text", "\tan indented\n\nline", "<s> is not special here", "日本語 and more"]
+
+
+def byte_level() -> Tokenizer:
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return tokenizer
+
+
+def sentencepiece() -> Tokenizer:
+    """As Llama 2's: blanks as U+2581, what is not in the vocabulary as bytes."""
+    tokenizer = Tokenizer(models.BPE(byte_fallback=True))
+    tokenizer.normalizer = normalizers.Replace(" ", "\u2581")
+    tokenizer.decoder = decoders.Sequence([decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse()])
+    return tokenizer
+
+
+@pytest.mark.parametrize("make", [byte_level, sentencepiece])
+def test_tokens_of_a_corpus_are_decoded_and_counted_in_bytes_by_its_own_tokenizer(
+    make: Callable[[], Tokenizer], tmp_path: Path
+) -> None:
+    tokenizer = make()
+    special = ["<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
+    alphabet = pre_tokenizers.ByteLevel.alphabet() if make is byte_level else []
+    trainer = trainers.BpeTrainer(
+        vocab_size=len(special) + len(alphabet) + 20,
+        special_tokens=special,
+        initial_alphabet=alphabet,
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(TEXTS[:1], trainer)
+    path = tmp_path / "tokenizer.json"
+    tokenizer.save(str(path))
+    data = json.loads(path.read_text())
+    data["added_tokens"] = data["added_tokens"][:2]  # byte tokens are ordinary ones
+    path.write_text(json.dumps(data))
+    chosen = choose_tokenizer(str(path), name=None, bos=None, eos=None)
+    pieces = token_pieces(path, chosen.vocab_size)
+    for text in TEXTS:
+        tokens = open_tokenizer(chosen).encode([text])[0].tolist()
+        assert len(tokens) > 3
+        assert b"".join(pieces[token] for token in tokens) == text.encode()
+    assert pieces[0] == pieces[1] == b""
+
+
+def test_a_corpus_keeps_its_tokenizer_and_says_so_if_it_is_gone(data_root: Path, tmp_path: Path) -> None:
+    tokenizer = byte_level()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    special = ["<s>", "</s>"]
+    trainer = trainers.BpeTrainer(
+        vocab_size=300, special_tokens=special, initial_alphabet=alphabet, show_progress=False
+    )
+    tokenizer.train_from_iterator(TEXTS, trainer)
+    path = tmp_path / "given.json"
+    tokenizer.save(str(path))
+    prepared = build(data_root, tokenizer=choose_tokenizer(str(path), name=None, bos=None, eos=None))
+    path.unlink()
+    data = open_corpus(spec_of(prepared), 16, data_root)
+    document = next(data.validation_documents())
+    assert np.array_equal(data.encode(data.decode(document)), document[1:-1])
+    tokens = np.concatenate(list(data.validation_documents()))
+    assert data.token_bytes_V[tokens].sum() == prepared.manifest.validation.text_bytes
+    (prepared.directory / "tokenizer.json").write_text("{}")
+    with pytest.raises(ConfigError, match=r"tokenizer\.json = .*expected the tokenizer that the shards were made with"):
+        _ = open_corpus(spec_of(prepared), 16, data_root).token_bytes_V
 
 
 # --- finding and checking -----------------------------------------------------------------------

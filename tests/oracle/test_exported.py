@@ -7,12 +7,14 @@ from typing import Any
 
 import pytest
 import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 import hybrid
 from hybrid import exported
 from hybrid.__main__ import main
 from hybrid.config import Resolved
+from hybrid.data.__main__ import main as prepare
 from hybrid.model import LanguageModel
 from hybrid.spec import ConfigError
 from hybrid.train.loop import build_model
@@ -80,7 +82,7 @@ def test_transformers_loads_what_was_exported_and_computes_the_same(
     architecture, overrides = COUNTERPARTS[name]
     resolved = resolve(*SMALL, *overrides)
     model = drawn(resolved)
-    exported.write(resolved.run, model, tmp_path / "out")
+    exported.write(resolved.run, model, tmp_path / "out", exported.tokens_of(resolved.run, tmp_path))
     theirs, loading = AutoModelForCausalLM.from_pretrained(tmp_path / "out", output_loading_info=True)
     assert type(theirs).__name__ == architecture
     assert not any(loading.values()), loading
@@ -114,14 +116,14 @@ def test_what_has_no_counterpart_is_refused_by_name(
 ) -> None:
     resolved = resolve(*SMALL, *overrides)
     with pytest.raises(ConfigError) as error:
-        exported.write(resolved.run, drawn(resolved), tmp_path / "out")
+        exported.write(resolved.run, drawn(resolved), tmp_path / "out", exported.tokens_of(resolved.run, tmp_path))
     assert all(any(text in problem for problem in error.value.problems) for text in expected), error.value.problems
     assert list(tmp_path.iterdir()) == []
 
 
 def test_the_byte_tokenizer_is_bytes_behind_a_bos(resolve: Callable[..., Resolved], tmp_path: Path) -> None:
     resolved = resolve(*SMALL, "model=llama")
-    exported.write(resolved.run, drawn(resolved), tmp_path / "out")
+    exported.write(resolved.run, drawn(resolved), tmp_path / "out", exported.tokens_of(resolved.run, tmp_path))
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
     for text in ("def f(x):\n\treturn  x", "größe Δ 🙂", "".join(map(chr, range(1, 256))), ""):
         ids = tokenizer(text)["input_ids"]
@@ -134,7 +136,7 @@ def test_the_byte_tokenizer_is_bytes_behind_a_bos(resolve: Callable[..., Resolve
 
 def test_a_run_of_other_tokens_has_no_tokenizer(resolve: Callable[..., Resolved], tmp_path: Path) -> None:
     resolved = resolve(*SMALL, "model=llama", "data=recall", "data.n_symbols=16", "data.n_pairs=2")
-    exported.write(resolved.run, drawn(resolved), tmp_path / "out")
+    exported.write(resolved.run, drawn(resolved), tmp_path / "out", exported.tokens_of(resolved.run, tmp_path))
     names = {path.name for path in (tmp_path / "out").iterdir()}
     assert names == {"config.json", "generation_config.json", "model.safetensors"}
     assert json.loads((tmp_path / "out" / "config.json").read_text())["eos_token_id"] is None
@@ -163,3 +165,28 @@ def test_a_finished_run_is_exported_by_command_and_from_python(
     ):
         assert main(["export", *arguments, "--store", str(store.root)]) == 2
         assert message in capsys.readouterr().err
+
+
+def test_the_tokenizer_of_a_corpus_comes_along(resolve: Callable[..., Resolved], tmp_path: Path) -> None:
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    special = ["<s>", "</s>"]
+    trainer = trainers.BpeTrainer(
+        vocab_size=270, special_tokens=special, initial_alphabet=alphabet, show_progress=False
+    )
+    texts = [f"text number {i} of a corpus" for i in range(90)]
+    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.save(str(tmp_path / "given.json"))
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    corpus = tmp_path / "data" / "mine"
+    arguments = ["prepare", corpus, tmp_path / "a.jsonl", "--tokenizer", tmp_path / "given.json", "--processes", 1]
+    assert prepare([str(argument) for argument in [*arguments, "--val-percent", 30, "--max-overlap", 1]]) == 0
+    resolved = resolve(*SMALL, "model=llama", "data=corpus", f"data.directory={corpus}")
+    tokens = exported.tokens_of(resolved.run, tmp_path / "data")
+    exported.write(resolved.run, drawn(resolved), tmp_path / "out", tokens)
+    theirs = AutoTokenizer.from_pretrained(tmp_path / "out")
+    assert theirs(texts[3])["input_ids"] == tokenizer.encode(texts[3]).ids
+    assert (theirs.bos_token_id, theirs.eos_token_id) == (tokens.bos, tokens.eos) == (0, 1)
+    assert exported.tokens_of(resolved.run, tmp_path / "elsewhere").files == {}

@@ -21,7 +21,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from hybrid.corpus import MANIFEST, MANIFEST_FORMAT, Manifest, ShardFile, manifest_fingerprint, read_manifest
+from hybrid.corpus import MANIFEST, MANIFEST_FORMAT, TOKENIZER, Manifest, ShardFile, manifest_fingerprint, read_manifest
 from hybrid.data.corpora import check_shards
 from hybrid.data.prepare.pack import Choice, choose, cut_into_shards, is_better, validation_grams
 from hybrid.data.prepare.parts import Part, PartSettings, finished_part, part_key, replacing
@@ -106,6 +106,9 @@ def prepare(settings: PrepareSettings, directory: Path, *, processes: int, repor
         )
         choice, dropped = _decontaminated(choice, every, settings, work, workers, report)
         shards = _shards(choice, every, settings, directory, workers, report)
+        if settings.part.tokenizer.path is not None:
+            with replacing(directory / TOKENIZER) as file:
+                file.write(Path(settings.part.tokenizer.path).read_bytes())
         data = _manifest(settings, recipe, every, choice, shards, dropped)
         with replacing(directory / MANIFEST) as file:
             file.write(json.dumps(data, indent=1).encode())
@@ -143,7 +146,7 @@ def _there(directory: Path, recipe: dict[str, Any]) -> Prepared | None:
     """The shards, if they are there already. Raises ConfigError for others, and for these if one is missing."""
     if not (directory / MANIFEST).exists():
         others = [path.name for path in directory.iterdir() if path.name != WORK] if directory.is_dir() else []
-        strangers = [name for name in others if not _is_shard(name) and not name.endswith(".tmp")]
+        strangers = [name for name in others if not _is_shard(name) and name != TOKENIZER and not name.endswith(".tmp")]
         if strangers:
             raise ConfigError(f"{directory}: expected a directory of its own for the shards; in it is {strangers[0]}")
         return None

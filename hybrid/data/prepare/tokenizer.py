@@ -34,6 +34,8 @@ class TokenizerSpec:
     vocab_size: int
     bos: int
     eos: int
+    bos_token: str
+    eos_token: str
 
     @property
     def token_bytes(self) -> int:
@@ -94,7 +96,16 @@ def choose_tokenizer(chosen: str, *, name: str | None, bos: str | None, eos: str
             raise ConfigError(
                 [f"{option}: expected none with --tokenizer bytes: bos is 256, eos 257" for option in given]
             )
-        return TokenizerSpec(name=name or BYTES, path=None, sha256="", vocab_size=258, bos=256, eos=257)
+        return TokenizerSpec(
+            name=name or BYTES,
+            path=None,
+            sha256="",
+            vocab_size=258,
+            bos=256,
+            eos=257,
+            bos_token="<|bos|>",
+            eos_token="<|eos|>",
+        )
     path = Path(chosen) / "tokenizer.json" if Path(chosen).is_dir() else Path(chosen)
     if not path.is_file():
         path = _from_hub(chosen)
@@ -105,7 +116,7 @@ def choose_tokenizer(chosen: str, *, name: str | None, bos: str | None, eos: str
     vocab: dict[str, int] = _load(str(path)).get_vocab(with_added_tokens=True)
     if not vocab:
         raise ConfigError(f"--tokenizer {chosen}: expected a vocabulary, found none")
-    ids = [
+    specials = [
         _special(vocab, key, given, names) for key, given, names in (("bos", bos, _BOS_NAMES), ("eos", eos, _EOS_NAMES))
     ]
     return TokenizerSpec(
@@ -113,15 +124,17 @@ def choose_tokenizer(chosen: str, *, name: str | None, bos: str | None, eos: str
         path=str(path),
         sha256=hashlib.sha256(content).hexdigest(),
         vocab_size=max(vocab.values()) + 1,
-        bos=ids[0],
-        eos=ids[1],
+        bos=vocab[specials[0]],
+        eos=vocab[specials[1]],
+        bos_token=specials[0],
+        eos_token=specials[1],
     )
 
 
-def _special(vocab: dict[str, int], key: str, given: str | None, names: tuple[str, ...]) -> int:
+def _special(vocab: dict[str, int], key: str, given: str | None, names: tuple[str, ...]) -> str:
     for token in names if given is None else (given,):
         if token in vocab:
-            return vocab[token]
+            return token
     marked = [token for token in vocab if token[:1] in "<[" and len(token) > 2 and token[-1:] in ">]"]
     wanted = f"--{key} {given}" if given is not None else f"--{key}: not given, and the tokenizer has none of the usual"
     raise ConfigError(f"{wanted}: expected a token of its vocabulary{did_you_mean(given or key, marked[:40])}")
