@@ -13,7 +13,7 @@ from typing import Any, Final
 from hybrid.budget import parse_count
 from hybrid.corpus import MANIFEST, Manifest, read_manifest
 from hybrid.data.corpora import check_shards, split_summary
-from hybrid.data.prepare import Prepared, PrepareSettings, prepare
+from hybrid.data.prepare import PrepareSettings, prepare
 from hybrid.data.prepare.parts import PartSettings
 from hybrid.data.prepare.tokenizer import BYTES, choose_tokenizer
 from hybrid.spec import ConfigError
@@ -153,7 +153,7 @@ def _prepare(options: argparse.Namespace) -> int:
     else:
         _say(f"{directory}: done in {time.monotonic() - started:.0f} s")
     print(_text(prepared.directory, prepared.manifest, prepared.data))
-    _say(_how_to_train(prepared))
+    _say(_how_to_train(prepared.directory, options.store / "data"))
     return 0
 
 
@@ -273,8 +273,11 @@ def _duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
-def _how_to_train(prepared: Prepared) -> str:
-    return f"train on it: python run.py data=corpus data.directory={prepared.directory}"
+def _how_to_train(directory: Path, data_root: Path) -> str:
+    run = f"python run.py data=corpus data.directory={directory}"
+    if directory.resolve().parent == data_root.resolve():
+        return f"train on it: {run}"
+    return f"train on it: ln -s {directory.resolve()} {data_root}/, as runs look below their store's data; {run}"
 
 
 # --- show, verify -------------------------------------------------------------------------------

@@ -226,7 +226,8 @@ def test_a_corpus_keeps_its_tokenizer_and_says_so_if_it_is_gone(data_root: Path,
 
 def test_shards_are_found_by_their_content_whatever_they_are_called(books: Prepared, data_root: Path) -> None:
     build(data_root, "other")
-    os.rename(data_root / "books", data_root / "renamed")
+    os.rename(data_root / "books", data_root.parent / "elsewhere")
+    (data_root / "renamed").symlink_to(data_root.parent / "elsewhere")
     assert find_corpus(data_root, spec_of(books)) == (data_root / "renamed", books.manifest)
     assert find_corpus(data_root, REMOTE)[0] == data_root / "renamed"
 

@@ -1,12 +1,15 @@
 """What the processes of a preparation do, and how they are given it; one that is killed leaves finished pieces."""
 
 import multiprocessing
+import os
 import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from functools import cache
+from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any, TypeVar, final
 
@@ -110,7 +113,7 @@ class Workers:
         if self._pool is None:
             context = multiprocessing.get_context("forkserver")
             context.set_forkserver_preload(["hybrid.data.prepare.work", "tokenizers"])
-            self._pool = ProcessPoolExecutor(self._processes, context, _die_of_interrupts)
+            self._pool = ProcessPoolExecutor(self._processes, context, _begin)
         try:
             futures = {self._pool.submit(_outcome, function, task): task for task in tasks}
             for future in as_completed(futures):
@@ -129,5 +132,17 @@ def _outcome(function: Callable[[T], R], task: T) -> R | Exception:
         return error
 
 
-def _die_of_interrupts() -> None:
+def _begin() -> None:
+    """Ctrl-C ends a process at once, and so does the end of the one that it works for, however that came.
+
+    Left alone it would wait for work for ever: processes of a pool hold both ends of the pipe that it comes through.
+    """
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def follow() -> None:
+        wait([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=follow, daemon=True).start()
