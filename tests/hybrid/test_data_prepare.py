@@ -9,10 +9,10 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 from unittest.mock import Mock
 
 import fsspec
@@ -21,6 +21,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import zstandard
+from fsspec.implementations.memory import MemoryFileSystem
+from fsspec.registry import _registry as registered
 from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -631,3 +633,63 @@ def test_what_corpus_the_sources_are_is_read_off_them(
     from hybrid.data.__main__ import _declared
 
     assert _declared(given, of) == expected
+
+
+# --- the hub, in its own words but without a network -----------------------------------------------
+
+
+class LostConnectionError(Exception):
+    """As httpx's, which are no OSErrors."""
+
+
+class FakeHub(MemoryFileSystem):
+    """Files in memory under hf:// URLs, described as huggingface_hub describes them."""
+
+    protocol = "hf"
+    store: ClassVar[dict[str, Any]] = {}
+    pseudo_dirs: ClassVar[list[str]] = [""]
+    is_down = False
+
+    @classmethod
+    def _strip_protocol(cls, path: str) -> str:
+        return "/" + path.removeprefix("hf://").strip("/")
+
+    def ls(self, path: str, detail: bool = True, **settings: Any) -> Any:
+        entries = super().ls(path, detail=detail, **settings)
+        return [entry | {"blob_id": f"blob of {entry['name']}"} for entry in entries] if detail else entries
+
+    def open(self, path: str, mode: str = "rb", **settings: Any) -> Any:
+        if FakeHub.is_down:
+            raise LostConnectionError("the other side has hung up")
+        return super().open(path, mode, **settings)
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
+    monkeypatch.setitem(registered, "hf", FakeHub)
+    hub = FakeHub(skip_instance_cache=True)
+    hub.pipe("/datasets/o/books@v1/data/a.jsonl.zst", zstandard.compress(jsonl(TEXTS[:40])))
+    hub.pipe("/datasets/o/books@v1/data/b.jsonl", jsonl(TEXTS[40:]))
+    yield hub
+    FakeHub.store.clear()
+
+
+def test_a_corpus_of_the_hub_is_read_as_files_are_and_declared_by_its_revision(
+    reference: Prepared, hub: FakeHub, tmp_path: Path, command: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert hub.exists("hf://datasets/o/books@v1/data/b.jsonl")
+    arguments = ["--tokenizer", "bytes", "--val-percent", 20, "--shard-tokens", 4000, "--processes", 1]
+    arguments = ["prepare", f"{tmp_path}/out", "hf://datasets/o/books@v1/data/*.jsonl*", *arguments]
+    monkeypatch.setattr(FakeHub, "is_down", True)
+    code, _, err = command(*arguments)
+    assert (code, "books@v1/data/a.jsonl.zst: the other side has hung up" in err) == (2, True)
+    monkeypatch.setattr(FakeHub, "is_down", False)
+    assert command(*arguments)[0] == 0
+    manifest = read_manifest(tmp_path / "out")
+    assert manifest.declared == ("o/books", "v1", "bytes")
+    assert manifest.fingerprint == reference.manifest.fingerprint
+    sources_read = json.loads((tmp_path / "out" / "manifest.json").read_text())["recipe"]["sources"]
+    assert [source["version"] for source in sources_read] == [
+        "blob of /datasets/o/books@v1/data/a.jsonl.zst",
+        "blob of /datasets/o/books@v1/data/b.jsonl",
+    ]

@@ -91,8 +91,10 @@ def find_files(sources: Sequence[str]) -> list[SourceFile]:
         except ConfigError as error:
             problems += error.problems
             continue
-        except (OSError, ValueError) as error:
-            problems.append(f"source {source} = {error}: expected files that can be listed")
+        except Exception as error:
+            if not is_remote(source) and not isinstance(error, OSError | ValueError):
+                raise
+            problems.append(f"source {source} = {type(error).__name__}, {reason(error)}: expected files to list")
             continue
         if not files:
             names = ", ".join(suffix for suffix, _ in _SUFFIXES)
@@ -225,11 +227,19 @@ def _open(file: SourceFile) -> Iterator[Any]:
         else:
             with open(file.path, "rb") as handle:
                 yield handle
-    except (OSError, EOFError, zlib.error, ValueError) as error:
-        if isinstance(error, ConfigError):
+    except (ConfigError, DamagedError):
+        raise
+    except Exception as error:
+        # What fails on the way to a remote file is of many classes of several libraries.
+        if not is_remote(file.path) and not isinstance(error, OSError | EOFError | zlib.error | ValueError):
             raise
-        what = error.strerror if isinstance(error, OSError) and error.strerror else error
-        raise DamagedError(f"{file.path}: {what or type(error).__name__}") from error
+        raise DamagedError(f"{file.path}: {reason(error)}") from error
+
+
+def reason(error: Exception) -> str:
+    """One line of what went wrong."""
+    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return text.strip().splitlines()[0] if text.strip() else type(error).__name__
 
 
 # --- parquet ------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from hybrid.data.corpora import token_dtype
 from hybrid.data.packed import Tokens
-from hybrid.data.prepare.sources import missing_extra
+from hybrid.data.prepare.sources import missing_extra, reason
 from hybrid.decode import did_you_mean
 from hybrid.spec import ConfigError
 
@@ -166,8 +166,8 @@ def _from_hub(chosen: str) -> Path:
         return Path(hf_hub_download(chosen, "tokenizer.json"))
     except Exception as error:  # network, permission, absence: a dozen classes of three libraries
         raise ConfigError(
-            f"--tokenizer {chosen}: no such file here, and not to be had from the hub ({type(error).__name__}: "
-            f"{str(error).strip().splitlines()[0] if str(error).strip() else 'no reason given'}); "
+            f"--tokenizer {chosen}: no such file here, and not to be had from the hub ({type(error).__name__}, "
+            f"{reason(error)}); "
             "give the path of its tokenizer.json, and --tokenizer-name for what it is called"
         ) from error
 
