@@ -654,9 +654,9 @@ class FakeHub(MemoryFileSystem):
     def _strip_protocol(cls, path: str) -> str:
         return "/" + path.removeprefix("hf://").strip("/")
 
-    def ls(self, path: str, detail: bool = True, **settings: Any) -> Any:
-        entries = super().ls(path, detail=detail, **settings)
-        return [entry | {"blob_id": f"blob of {entry['name']}"} for entry in entries] if detail else entries
+    def glob(self, path: str, detail: bool = False, **settings: Any) -> Any:
+        found = super().glob(path, detail=detail, **settings)
+        return {name: entry | {"blob_id": f"blob of {name}"} for name, entry in found.items()} if detail else found
 
     def open(self, path: str, mode: str = "rb", **settings: Any) -> Any:
         if FakeHub.is_down:
