@@ -12,14 +12,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
-from pathlib import Path
 from typing import Any, Literal, TypeVar, assert_never, cast
 
 from hybrid import outside
 from hybrid.budget import parse_count, shown_count, tokens_of_flops, whole_batches
-from hybrid.corpus import check_recall, read_manifest
+from hybrid.corpus import check_recall
 from hybrid.cost import full_train_flops_per_sample, paper_train_flops_per_sample
 from hybrid.decode import decode
+from hybrid.manifest import check_corpus, corpus_settings
 from hybrid.model_config import ModelConfig
 from hybrid.model_resolve import ResolvedModel, attention_in, resolve_model
 from hybrid.spec import (
@@ -254,38 +254,8 @@ def _data(value: object, stdlib_fingerprint: Fingerprints) -> DataSpec:
     if isinstance(value, Mapping) and value.get("kind") == StdlibSpec.kind and value.get("fingerprint", "") is None:
         value = {**value, "fingerprint": stdlib_fingerprint()}
     if isinstance(value, Mapping) and value.get("kind") == CorpusSpec.kind:
-        value = _of_directory(value)
+        value = corpus_settings(value, "data")
     return cast(DataSpec, decode(cast(Any, DataSpec), value, "data"))
-
-
-def _of_directory(value: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings of a corpus with what its directory says where they are null; the directory is no part of them.
-
-    Raises ConfigError where neither says it, or both and not the same.
-    """
-    settings = {key: given for key, given in value.items() if key != "directory"}
-    directory = value.get("directory")
-    if set(settings) - {"kind", "revision", "fingerprint", "vocab_size"}:
-        return settings  # decoding says which are unknown
-    if directory is None:
-        missing = [name for name in ("fingerprint", "vocab_size") if settings.get(name, "") is None]
-        if missing:
-            raise ConfigError(
-                f"data.{missing[0]} = null: expected data.directory=DIR, where python -m hybrid.data prepare put the "
-                "shards, or both data.fingerprint and data.vocab_size, as python -m hybrid.data show prints them"
-            )
-        return settings
-    if not isinstance(directory, str) or not directory:
-        raise ConfigError(f"data.directory = {directory!r}: expected a directory of shards, or null")
-    manifest = read_manifest(Path(directory))
-    problems = []
-    for name, found in (("fingerprint", manifest.fingerprint), ("vocab_size", manifest.vocab_size)):
-        if settings.get(name) not in (None, found):
-            problems.append(f"data.{name} = {settings[name]}: expected {found}, that of {directory}, or null")
-        settings[name] = found
-    if problems:
-        raise ConfigError(problems)
-    return settings
 
 
 def _check_windows(model: ModelSpec, seq_len: int) -> None:
@@ -316,14 +286,8 @@ def _check_data(data: DataSpec, seq_len: int) -> None:
                 raise ConfigError(f"data.val_percent = {data.val_percent}: expected a number above 0 and below 100")
         case RecallSpec():
             check_recall(data, seq_len)
-        case CorpusSpec() if not re.fullmatch(r"[0-9a-f]{16}", data.fingerprint):
-            raise ConfigError(
-                f"data.fingerprint = {data.fingerprint!r}: expected 16 hex digits, as python -m hybrid.data show "
-                "prints them"
-            )
         case HubSpec() | CorpusSpec():
-            if data.vocab_size < 1:
-                raise ConfigError(f"data.vocab_size = {data.vocab_size}: expected at least 1")
+            check_corpus(data)
         case _ as never:
             assert_never(never)
 

@@ -23,10 +23,10 @@ import torch
 from torch import Tensor
 
 from hybrid import trained
-from hybrid.corpus import find_corpus
 from hybrid.data.corpora import tokenizer_file
 from hybrid.data.pieces import byte_characters
 from hybrid.durable import make_dir
+from hybrid.manifest import find_corpus
 from hybrid.model import LanguageModel
 from hybrid.spec import (
     AttentionSpec,

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, cast
 
 from hybrid.config import read_config
-from hybrid.corpus import find_corpus
 from hybrid.cost import layout_of
 from hybrid.decode import decode
 from hybrid.layout import compact
+from hybrid.manifest import find_corpus
 from hybrid.spec import ConfigError, CorpusSpec, HubSpec
 from sweeps.cells import UNNAMED, CellRun, Expansion, expand, reference_models
 from sweeps.compose import Composer

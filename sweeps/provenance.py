@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from hybrid import outside
-from hybrid.corpus import find_corpus
 from hybrid.decode import digest, encode
 from hybrid.durable import make_dir
+from hybrid.manifest import find_corpus
 from hybrid.spec import ConfigError, ExecSpec, HubSpec, RunSpec
 from sweeps.speed import processor
 from sweeps.store import Store, publish

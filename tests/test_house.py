@@ -22,6 +22,7 @@ TORCH_FREE = (
     "equivalence",
     "budget",
     "corpus",
+    "manifest",
     "durable",
     "checkpoint_files",
     "outside",

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any, Final
 
 from hybrid.budget import parse_count
-from hybrid.corpus import MANIFEST, Manifest, read_manifest
 from hybrid.data.corpora import check_shards, split_summary
 from hybrid.data.prepare import PrepareSettings, prepare
 from hybrid.data.prepare.parts import PartSettings
 from hybrid.data.prepare.tokenizer import BYTES, choose_tokenizer
+from hybrid.manifest import MANIFEST, Manifest, read_manifest
 from hybrid.spec import ConfigError
 
 _EXIT_FAILED: Final = 1

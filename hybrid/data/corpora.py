@@ -9,9 +9,9 @@ from typing import Final, final
 import numpy as np
 from numpy.typing import NDArray
 
-from hybrid.corpus import PREPARE, TOKENIZER, Manifest, ShardFile, ShardSplit, find_corpus
 from hybrid.data.packed import PackedData, Tokens, TokenStream
 from hybrid.data.pieces import token_pieces
+from hybrid.manifest import PREPARE, TOKENIZER, Manifest, ShardFile, ShardSplit, find_corpus
 from hybrid.spec import ConfigError, CorpusSpec, HubSpec
 
 CHECKED_BYTES: Final = 1 << 30

@@ -12,7 +12,6 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 from hybrid.config import read_config
-from hybrid.corpus import MANIFEST, find_corpus, read_manifest
 from hybrid.data import corpora, open_data
 from hybrid.data.corpora import CorpusData, open_corpus
 from hybrid.data.packed import TokenStream
@@ -21,6 +20,7 @@ from hybrid.data.prepare import Prepared, PrepareSettings, prepare
 from hybrid.data.prepare.parts import PartSettings
 from hybrid.data.prepare.tokenizer import TokenizerSpec, choose_tokenizer, open_tokenizer
 from hybrid.decode import canonical_json, decode, encode
+from hybrid.manifest import MANIFEST, find_corpus, read_manifest
 from hybrid.spec import ConfigError, CorpusSpec, HubSpec, RunSpec
 
 REMOTE = HubSpec(name="o/books", corpus_revision="v1", tokenizer="bytes", vocab_size=258)

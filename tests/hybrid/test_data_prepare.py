@@ -27,13 +27,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from hybrid.corpus import read_manifest
 from hybrid.data import prepare as under_test
 from hybrid.data.__main__ import main
 from hybrid.data.prepare import WORK, Prepared, PrepareSettings, prepare, sources, work
 from hybrid.data.prepare.overlap import gram_hashes
 from hybrid.data.prepare.parts import PartSettings
 from hybrid.data.prepare.tokenizer import choose_tokenizer, open_tokenizer
+from hybrid.manifest import read_manifest
 from hybrid.spec import ConfigError
 
 BYTES = choose_tokenizer("bytes", name=None, bos=None, eos=None)

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from hybrid.config import Resolved
-from hybrid.corpus import read_manifest
 from hybrid.data.__main__ import main as prepare
+from hybrid.manifest import read_manifest
 from hybrid.spec import ConfigError
 from sweeps.cells import Expansion
 from sweeps.commands import _check_trainable

@@ -21,7 +21,6 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from hybrid.corpus import MANIFEST, MANIFEST_FORMAT, TOKENIZER, Manifest, ShardFile, manifest_fingerprint, read_manifest
 from hybrid.data.corpora import check_shards
 from hybrid.data.prepare.pack import Choice, choose, cut_into_shards, is_better, validation_grams
 from hybrid.data.prepare.parts import Part, PartSettings, finished_part, part_key, replacing
@@ -37,6 +36,15 @@ from hybrid.data.prepare.work import (
     write,
 )
 from hybrid.durable import make_dir
+from hybrid.manifest import (
+    MANIFEST,
+    MANIFEST_FORMAT,
+    TOKENIZER,
+    Manifest,
+    ShardFile,
+    manifest_fingerprint,
+    read_manifest,
+)
 from hybrid.spec import ConfigError
 
 WORK: Final = ".work"

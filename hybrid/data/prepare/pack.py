@@ -13,11 +13,11 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from hybrid.corpus import ShardFile
 from hybrid.data.packed import Tokens
 from hybrid.data.prepare.overlap import GramIndex
 from hybrid.data.prepare.parts import INDEX, WHOLE, open_index, open_tokens, replacing
 from hybrid.data.prepare.tokenizer import TokenizerSpec
+from hybrid.manifest import ShardFile
 from hybrid.spec import ConfigError
 
 _BUFFER_BYTES: Final = 8 << 20

@@ -16,12 +16,12 @@ from typing import Any, TypeVar, final
 import numpy as np
 from numpy.typing import NDArray
 
-from hybrid.corpus import ShardFile
 from hybrid.data.prepare.overlap import GramIndex
 from hybrid.data.prepare.pack import overlaps, write_shard
 from hybrid.data.prepare.parts import Part, PartSettings, make_part, open_tokens
 from hybrid.data.prepare.sources import Unit
 from hybrid.data.prepare.tokenizer import TextTokenizer, TokenizerSpec, open_tokenizer
+from hybrid.manifest import ShardFile
 
 T = TypeVar("T")
 R = TypeVar("R")
