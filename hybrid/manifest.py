@@ -204,7 +204,8 @@ def corpus_settings(value: Mapping[str, Any], where: str) -> dict[str, Any]:
         if missing:
             raise ConfigError(
                 f"{where}.{missing[0]} = null: expected {where}.directory=DIR, where {PREPARE} put "
-                f"the shards, or both {where}.fingerprint and {where}.vocab_size, as python -m hybrid.data show prints them"
+                f"the shards, or both {where}.fingerprint and {where}.vocab_size, as python -m hybrid.data show "
+                "prints them"
             )
         return settings
     if not isinstance(directory, str) or not directory:
