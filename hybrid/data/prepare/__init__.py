@@ -197,16 +197,16 @@ def _parts(
     """
     problems: list[str] = []
     units: list[list[Unit]] = []
-    size = unit_bytes([file for files in groups for file in files])
+    wanted_bytes = unit_bytes([file for files in groups for file in files])
     for files in groups:
         units.append([])
         for file in files:
             try:
-                units[-1] += cut(file, settings.text_column, size)
+                units[-1] += cut(file, settings.text_column, wanted_bytes)
             except DamagedError as error:
                 problems.append(str(error))
-    for directory_file in directory.glob(".*.tmp"):
-        directory_file.unlink()
+    for torn in directory.glob(".*.tmp"):
+        torn.unlink()
     keys = {unit: part_key(unit, settings) for group in units for unit in group}
     parts = {unit: part for unit, key in keys.items() if (part := finished_part(directory, key)) is not None}
     missing = [unit for unit in keys if unit not in parts]
