@@ -32,3 +32,25 @@ def load(
     from hybrid import trained
 
     return trained.load(run_id, store=store, checkpoints=checkpoints, device=device, mixers=mixers)
+
+
+def export(
+    run_id: str,
+    directory: "str | Path",
+    *,
+    store: "str | Path | None" = None,
+    checkpoints: "str | Path | None" = None,
+    data: "str | Path | None" = None,
+) -> "Path":
+    """Write the trained model of a finished run as a checkpoint that transformers loads, into a new or empty directory.
+
+    Its architecture is transformers' Llama, Mamba2 or Bamba; logits are the same, in float32. The tokenizer
+    comes along: of models on bytes with a bos before every text, of those on a corpus the one that its shards were made
+    with, if these are there (below `data`, if store.data was set).
+
+    Raises ConfigError as `load` does, for a directory that is not empty, and, naming all of it, for what of the model
+    has no counterpart there.
+    """
+    from hybrid import exported
+
+    return exported.export(run_id, directory, store=store, checkpoints=checkpoints, data=data)

@@ -19,11 +19,13 @@ from hybrid.budget import parse_count, shown_count, tokens_of_flops, whole_batch
 from hybrid.corpus import check_needle, check_recall
 from hybrid.cost import full_train_flops_per_sample, paper_train_flops_per_sample
 from hybrid.decode import decode
+from hybrid.manifest import check_corpus, corpus_settings
 from hybrid.model_config import ModelConfig
 from hybrid.model_resolve import ResolvedModel, attention_in, resolve_model
 from hybrid.spec import (
     AdamWSpec,
     ConfigError,
+    CorpusSpec,
     DataSpec,
     ExecSpec,
     HubSpec,
@@ -253,6 +255,8 @@ def read_data(value: object, stdlib_fingerprint: Fingerprints, where: str = "dat
     """The `data` settings; the standard library without a fingerprint is this Python's own. Raises ConfigError."""
     if isinstance(value, Mapping) and value.get("kind") == StdlibSpec.kind and value.get("fingerprint", "") is None:
         value = {**value, "fingerprint": stdlib_fingerprint()}
+    if isinstance(value, Mapping) and value.get("kind") == CorpusSpec.kind:
+        value = corpus_settings(value, where)
     return cast(DataSpec, decode(cast(Any, DataSpec), value, where))
 
 
@@ -286,9 +290,8 @@ def _check_data(data: DataSpec, seq_len: int) -> None:
             check_recall(data, seq_len)
         case NeedleSpec():
             check_needle(data, seq_len)
-        case HubSpec():
-            if data.vocab_size < 1:
-                raise ConfigError(f"data.vocab_size = {data.vocab_size}: expected at least 1")
+        case HubSpec() | CorpusSpec():
+            check_corpus(data)
         case _ as never:
             assert_never(never)
 

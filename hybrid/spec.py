@@ -398,7 +398,21 @@ class HubSpec:
     vocab_size: int
 
 
-DataSpec = StdlibSpec | RecallSpec | NeedleSpec | HubSpec
+@dataclass(frozen=True, kw_only=True)
+class CorpusSpec:
+    """Shards that `python -m hybrid.data prepare` made, wherever they lie: identified by what is in them.
+
+    `fingerprint` is that of their manifest: of the tokens of both splits, in order, with bos, eos and `vocab_size`.
+    """
+
+    kind: ClassVar[str] = "corpus"
+    revision: ClassVar[int] = 1
+
+    fingerprint: str
+    vocab_size: int
+
+
+DataSpec = StdlibSpec | RecallSpec | NeedleSpec | HubSpec | CorpusSpec
 
 
 # --- training -----------------------------------------------------------------------------------

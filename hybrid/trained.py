@@ -36,6 +36,18 @@ def load(
     mixers: Sequence[str | Path] | None = None,
 ) -> LanguageModel:
     """As `hybrid.load`, which says what it raises."""
+    return load_run(run_id, store=store, checkpoints=checkpoints, device=device, mixers=mixers)[1]
+
+
+def load_run(
+    run_id: str,
+    *,
+    store: str | Path | None = None,
+    checkpoints: str | Path | None = None,
+    device: str = "cpu",
+    mixers: Sequence[str | Path] | None = None,
+) -> tuple[RunSpec, LanguageModel]:
+    """The run's spec, and its model as `load` gives it."""
     root = Path(store or os.environ.get("HYBRID_STORE") or "store")
     path = run_place(root / RUNS, run_id) / RUN_RECORD
     record = _record(root, run_id, path)
@@ -48,7 +60,7 @@ def load(
     with torch.random.fork_rng(devices=cuda):
         model = build_model(run, _execution(device, made_with))
     load_final_weights(weights, model)
-    return model.eval()
+    return run, model.eval()
 
 
 def _record(root: Path, run_id: str, path: Path) -> dict[str, Any]:

@@ -18,7 +18,8 @@ from hybrid.cost import layout_of
 from hybrid.decode import decode
 from hybrid.eval_config import EvalSettings, read_evals
 from hybrid.layout import compact
-from hybrid.spec import ConfigError, HubSpec
+from hybrid.manifest import find_corpus
+from hybrid.spec import ConfigError, CorpusSpec, HubSpec
 from sweeps.cells import UNNAMED, CellRun, Expansion, expand, reference_models
 from sweeps.compose import Composer
 from sweeps.evidence import chosen_rows, evidence, rows_of
@@ -210,11 +211,11 @@ def _of_cells(runs: Sequence[CellRun], around: Surroundings) -> int:
 
 def _run(expansion: Expansion, around: Surroundings, launcher: Launcher) -> int:
     store = around.store
-    _check_trainable(expansion.runs)
     if around.evals.asked is not None:
         wanted_of(_reported(expansion.runs), around.evals)
     choices = choose(expansion.request, store)
     plan = _plan_of(expansion.settled(choices).runs, around)
+    _check_trainable(plan, store)
     chosen_rows(rows_of(plan), around.plan)
     check_limits(plan, around.plan)
     store.prepare()
@@ -327,7 +328,7 @@ def run_single(config: Mapping[str, Any], arguments: Sequence[str], launcher: La
     plan = _plan_of([run], around)
     if around.mode == "plan":
         return _print_plan(plan, around, title, None)
-    _check_trainable([run])
+    _check_trainable(plan, store)
     chosen_rows(rows_of(plan), around.plan)
     check_limits(plan, around.plan)
     store.prepare()
@@ -390,14 +391,17 @@ def _generation(config: Mapping[str, Any]) -> GenerateConfig:
     return generation
 
 
-def _check_trainable(runs: Sequence[CellRun]) -> None:
-    """Raises ConfigError, before anything is spent, for data that this version cannot read."""
-    remote = {spec.name for spec in (run.resolved.run.data for run in runs) if isinstance(spec, HubSpec)}
-    if remote:
-        raise ConfigError(
-            f"data.name = {', '.join(sorted(remote))}: expected data that this version can train on: data=stdlib or "
-            "data=recall (scale=toy takes stdlib); with mode=plan the runs are planned and costed"
-        )
+def _check_trainable(plan: Plan, store: Store) -> None:
+    """Raises ConfigError, before anything is spent, for corpora whose shards are not where new runs will look."""
+    problems: list[str] = []
+    for spec in dict.fromkeys(cell.run.resolved.run.data for cell in plan.startable):
+        if isinstance(spec, CorpusSpec | HubSpec):
+            try:
+                find_corpus(store.data_root, spec)
+            except ConfigError as error:
+                problems += [f"{problem}; mode=plan plans and costs without them" for problem in error.problems]
+    if problems:
+        raise ConfigError(problems)
 
 
 def _title(expansion: Expansion) -> str:

@@ -21,7 +21,8 @@ from typing import Any
 from hybrid import outside
 from hybrid.decode import digest, encode
 from hybrid.durable import make_dir
-from hybrid.spec import ExecSpec, RunSpec
+from hybrid.manifest import find_corpus
+from hybrid.spec import ConfigError, ExecSpec, HubSpec, RunSpec
 from sweeps.speed import processor
 from sweeps.store import Store, publish
 
@@ -72,8 +73,18 @@ def provenance(store: Store, run: RunSpec, execution: ExecSpec) -> dict[str, Any
         "device": execution.device,
         "exec": encode(execution),
         "mixers": outside.source_hashes(run.model),
+        **_corpus(store, run),
         "command": command(),
     }
+
+
+def _corpus(store: Store, run: RunSpec) -> dict[str, Any]:
+    """Of a remote corpus the fingerprint of the shards that stand for it here: its run's id says its revision alone."""
+    if not isinstance(run.data, HubSpec):
+        return {}
+    with contextlib.suppress(ConfigError):
+        return {"corpus": find_corpus(store.data_root, run.data)[1].fingerprint}
+    return {"corpus": None}
 
 
 def command() -> list[str]:

@@ -24,6 +24,7 @@ TORCH_FREE = (
     "corpus",
     "eval_spec",
     "eval_config",
+    "manifest",
     "durable",
     "checkpoint_files",
     "outside",

@@ -6,7 +6,7 @@ from typing import Final, assert_never, final
 
 from analysis.tables.table import Value
 from analysis.tables.words import count, show, si, whole
-from hybrid.spec import HubSpec, NeedleSpec, RecallSpec, RunSpec, StdlibSpec
+from hybrid.spec import CorpusSpec, HubSpec, NeedleSpec, RecallSpec, RunSpec, StdlibSpec
 
 
 @final
@@ -62,6 +62,8 @@ def _data_text(spec: RunSpec) -> str:
             return "bytes of the Python standard library"
         case HubSpec(name=name, corpus_revision=revision):
             return f"{name} at {revision}"
+        case CorpusSpec(fingerprint=fingerprint):
+            return f"the corpus {fingerprint}"
         case _ as never:
             assert_never(never)
 

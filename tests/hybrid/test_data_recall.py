@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from hybrid.data import NOT_SCORED, Batch, open_data
 from hybrid.data.recall import FILLER, RecallData
-from hybrid.spec import ConfigError, HubSpec, RecallSpec
+from hybrid.spec import ConfigError, RecallSpec
 
 
 def source(n_symbols: int = 64, n_pairs: int = 4, power: float = 0.01, seq_len: int = 32) -> RecallData:
@@ -125,9 +125,3 @@ def test_open_data_makes_recall_and_refuses_what_does_not_fit(tmp_path: Path) ->
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(ConfigError, match="seq_len = 15"):
         open_data(spec, 15, tmp_path)
-
-
-def test_remote_corpus_is_refused_with_what_would_do(tmp_path: Path) -> None:
-    spec = HubSpec(name="somebody/corpus", corpus_revision="main", tokenizer="somebody/tokenizer", vocab_size=1000)
-    with pytest.raises(ConfigError, match=r"data\.name = somebody/corpus: expected .*stdlib or recall.*planned"):
-        open_data(spec, 32, tmp_path)

@@ -246,7 +246,7 @@ def test_a_record_cut_in_half_is_named_and_the_rest_is_run(tmp_path: Path, run_p
         (["-m", "--cfg", "job", "+sweep=demo"], "error: "),
         (["-m", "+sweep=demo", "hydra.launcher.workers=-1"], "hydra.launcher.workers = -1: expected a whole number"),
         (["-m", "+sweep=demo", "hydra/sweeper=basic"], "leave hydra/sweeper=ablation"),
-        (["data=dclm", "model.vocab_size=null"], "expected data that this version can train on"),
+        (["data=dclm", "model.vocab_size=null"], "data.name = mlfoundations/dclm-baseline-1.0: expected the shards of"),
         (["store.checkpoints="], "empty text"),
     ],
 )
