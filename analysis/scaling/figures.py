@@ -25,6 +25,7 @@ _PANELS_A_ROW: Final = 4
 _BAND: Final = 0.16
 _GRID: Final = "#dddddd"
 _MOST_NAMED: Final = 8
+_LETTERS_AN_INCH: Final = 14
 
 
 def write_figures(study: "Study[Isoflop] | Study[Parametric]", directory: Path, name: str | None = None) -> list[Path]:
@@ -110,11 +111,11 @@ def _lines(axes: "Sequence[Axes]", study: "Study[Isoflop] | Study[Parametric]") 
             label = text if which == "n" else group.name
             if drawn is None:
                 panel.plot([], [], color=colour, linestyle=dashes, label=f"{group.name}: no exponent")
-                continue
-            c, middle, band = drawn
-            if band is not None:
-                panel.fill_between(c, band[0], band[1], color=colour, alpha=_BAND, linewidth=0)
-            panel.plot(c, middle, color=colour, linestyle=dashes, linewidth=1.8, label=label)
+            else:
+                c, middle, band = drawn
+                if band is not None:
+                    panel.fill_between(c, band[0], band[1], color=colour, alpha=_BAND, linewidth=0)
+                panel.plot(c, middle, color=colour, linestyle=dashes, linewidth=1.8, label=label)
             if isinstance(group, Isoflop):
                 for optimum in group.fit.budgets:
                     value = optimum.n_opt if which == "n" else optimum.d_opt
@@ -222,5 +223,6 @@ def _plain_sizes(axes: "Axes", axis: str = "x", text: Callable[[float], str] = s
 
 def _caption(figure: "Figure", title: str, *lines: str) -> None:
     figure.suptitle(title, x=0.01, ha="left", fontsize=11, fontweight="bold")
-    wrapped = [part for line in lines for part in textwrap.wrap(line, 150)]
+    wide = int(_LETTERS_AN_INCH * figure.get_figwidth())
+    wrapped = [part for line in lines for part in textwrap.wrap(line, wide)]
     figure.supxlabel("\n".join(wrapped), x=0.01, ha="left", fontsize=7.5, color="#444444")

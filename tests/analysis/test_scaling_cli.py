@@ -224,7 +224,9 @@ def test_minima_that_all_lie_at_the_edge_give_no_exponent(run: Run, tmp_path: Pa
     assert not any(budget["interior"] for budget in content["groups"]["x"]["budgets"])
     assert "0 of 4 budgets have a minimum between sizes: all lie at the edge" in content["warnings"]["x"][0]
     assert "sizes smaller are missing" in content["warnings"]["x"][0]
-    assert "there is no exponent that could change" in run("isoflop", "--points", path)[1]
+    code, out, _ = run("isoflop", "--points", path, "--out", tmp_path)
+    assert (code, "there is no exponent that could change" in out) == (0, True)
+    assert "x: no exponent" in (tmp_path / "isoflop.svg").read_text()
 
 
 def test_an_exponent_from_two_points_is_said_to_be_one(run: Run, tmp_path: Path) -> None:
