@@ -255,8 +255,8 @@ def _run(expansion: Expansion, around: Surroundings, launcher: Launcher) -> int:
     elif code != EXIT_INTERRUPTED:
         code = max(code, _report_choices(choices))
     _report_outcome(ends, as_planned, store)
-    if around.evals.asked is not None and not submitted and code != EXIT_INTERRUPTED:
-        code = max(code, _evaluate(_finished([cell.run for cell in plan.cells], store), around))
+    if around.evals.asked is not None and code != EXIT_INTERRUPTED:
+        code = max(code, _evaluate_finished([cell.run for cell in plan.cells], around, launcher, asked))
     for end in ends:
         if end.status in ("done", "diverged", "failed"):
             after_run(store, asked.sweep, asked.overrides, end.cell.run_id, around.notify, say)
@@ -344,7 +344,7 @@ def run_single(config: Mapping[str, Any], arguments: Sequence[str], launcher: La
     if finished:
         _print_result(store, run)
     if around.evals.asked is not None and code == EXIT_OK:
-        code = _evaluate(_finished([run], store), around)
+        code = _evaluate_finished([run], around, launcher, asked)
     return code
 
 
@@ -542,6 +542,15 @@ def _want(runs: Sequence[CellRun], around: Surroundings) -> None:
     wanted = wanted_of(reported, around.evals)
     for run in reported:
         want(around.store, run.resolved.run, wanted[run.run_id], around.evals)
+
+
+def _evaluate_finished(runs: Sequence[CellRun], around: Surroundings, launcher: Launcher, asked: Asked) -> int:
+    """Have those runs evaluated that are done, here or where the launcher has it done; gives the exit code."""
+    finished = _finished(runs, around.store)
+    if not finished:
+        return EXIT_OK
+    ends = launcher.evaluate(finished, around.store, asked)
+    return _evaluate(finished, around) if ends is None else _report_evaluations(ends)
 
 
 def _evaluate(runs: Sequence[CellRun], around: Surroundings) -> int:

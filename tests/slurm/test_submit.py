@@ -11,6 +11,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -184,13 +185,18 @@ def test_variables_of_a_job_around_it_do_not_leak_into_what_is_submitted(
     sweep.wait()
 
 
+def evaluations(sweep: Sweep, run_id: str) -> list[dict[str, Any]]:
+    """The records of evaluations that were made of a run."""
+    paths = sorted((sweep.store.run_dir(run_id) / "evals").glob("*/record.json"))
+    return [json.loads(path.read_text()) for path in paths]
+
+
 def test_evaluation_is_a_job_of_its_own_that_goes_with_a_training_that_fails(tmp_path: Path) -> None:
     sweep = small_sweep(tmp_path, rows=2, steps=10, seeds=1)
     sweep.submit("hydra.launcher.evaluate=true", "hydra.launcher.sbatch={begin: now+5}")
     broken, *others = sweep.run_ids
     (sweep.store.run_dir(broken) / "attempts").write_text("")
-    evaluated = [sweep.store.run_dir(run_id) / "evals" for run_id in others]
-    wait_until(lambda: all(path.exists() for path in evaluated), "one is evaluated", 120, sweep.explain)
+    wait_until(lambda: all(evaluations(sweep, run_id) for run_id in others), "one is evaluated", 120, sweep.explain)
     training, evaluation = sweep.job_ids()
 
     def nothing_left() -> bool:
@@ -200,7 +206,28 @@ def test_evaluation_is_a_job_of_its_own_that_goes_with_a_training_that_fails(tmp
         return not jobs.stdout.strip()
 
     wait_until(nothing_left, "nothing is left pending", 120)
-    assert not (sweep.store.run_dir(broken) / "evals").exists()
+    assert not evaluations(sweep, broken)
+
+
+def test_what_a_request_wants_of_its_runs_is_measured_in_jobs_after_training_and_later_of_those_that_are_done(
+    tmp_path: Path,
+) -> None:
+    sweep = small_sweep(tmp_path, rows=2, steps=10, seeds=1)
+    sweep.submit("evals=[{kind: nll, max_examples: 8}]")
+    wait_until(
+        lambda: all(evaluations(sweep, run_id) for run_id in sweep.run_ids), "both are evaluated", 150, sweep.explain
+    )
+    assert [record["eval"]["max_examples"] for run_id in sweep.run_ids for record in evaluations(sweep, run_id)] == [
+        8,
+        8,
+    ]
+    said = sweep.submit("evals=[{kind: nll, max_examples: 8}, {kind: nll, max_examples: 4}]")
+    assert "with the scheduler: 2 evaluations; there already: 0" in said
+    assert len(sweep.job_ids()) == 3
+    wait_until(
+        lambda: all(len(evaluations(sweep, run_id)) == 2 for run_id in sweep.run_ids), "they are evaluated again", 150
+    )
+    assert "needs_eval" not in sweep.ask("status", "demo")
 
 
 def test_evaluations_are_submitted_though_another_s_submission_comes_between(tmp_path: Path) -> None:
@@ -229,8 +256,7 @@ def test_evaluation_alone_is_submitted_once_the_runs_are_done(tmp_path: Path) ->
     assert "with the scheduler: 2 evaluations; there already: 0" in sweep.submit("mode=eval")
     sweep.submit("mode=eval")
     assert len(sweep.job_ids()) == 2
-    evaluated = [sweep.store.run_dir(run_id) / "evals" for run_id in sweep.run_ids]
-    wait_until(lambda: all(list(path.glob("*/record.json")) for path in evaluated), "they are evaluated", 150)
+    wait_until(lambda: all(evaluations(sweep, run_id) for run_id in sweep.run_ids), "they are evaluated", 150)
     assert "with the scheduler: 0 evaluations; there already: 2" in sweep.submit("mode=eval")
 
 
