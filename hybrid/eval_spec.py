@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Final, assert_never, final
 
 from hybrid.decode import canonical_json, digest, encode
-from hybrid.spec import CorpusSpec, DataSpec, HubSpec, IntraSpec, NeedleSpec, RecallSpec, RunSpec, StdlibSpec, added
+from hybrid.spec import DataSpec, IntraSpec, NeedleSpec, ProbeSpec, RunSpec, added
 
 SHORTEST_PROMPT: Final = 128
 """The tokens that a needle, its question and some haystack take where each byte is one."""
@@ -127,10 +127,4 @@ def problems_of(spec: EvalSpec, run: RunSpec) -> list[str]:
 
 def is_text(data: DataSpec) -> bool:
     """Whether these data are documents."""
-    match data:
-        case StdlibSpec() | HubSpec() | CorpusSpec():
-            return True
-        case RecallSpec() | NeedleSpec():
-            return False
-        case _ as never:
-            assert_never(never)
+    return not isinstance(data, ProbeSpec)
