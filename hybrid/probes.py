@@ -2,6 +2,7 @@
 out, and how many positions are scored. Loads neither torch nor numpy; the sequences are made in `hybrid.data`.
 """
 
+from dataclasses import replace
 from typing import Final, assert_never
 
 from hybrid.corpus import check_needle, check_recall
@@ -57,8 +58,8 @@ def check_in_context_recall(spec: InContextRecallSpec, seq_len: int) -> None:
         problems.append(f"data.noise_fraction = {spec.noise_fraction}: expected a number from 0 to below 1")
     elif (spec.noise_fraction > 0) != (spec.n_noise_symbols > 0) and spec.n_noise_symbols >= 0:
         problems.append(
-            f"data.noise_fraction, n_noise_symbols = {spec.noise_fraction}, {spec.n_noise_symbols}: expected both above "
-            "0, or both 0"
+            f"data.noise_fraction, n_noise_symbols = {spec.noise_fraction}, {spec.n_noise_symbols}: expected both "
+            "above 0, or both 0"
         )
     _raise(problems)
 
@@ -96,8 +97,8 @@ def check_selective_copying(spec: SelectiveCopyingSpec, seq_len: int) -> None:
         problems.append(f"data.n_copied = {spec.n_copied}: expected at least 1")
     elif seq_len < 2 * spec.n_copied + 2:
         problems.append(
-            f"seq_len = {seq_len}: expected at least {2 * spec.n_copied + 2}, two positions for each of data.n_copied = "
-            f"{spec.n_copied} symbols, a blank and what asks for them"
+            f"seq_len = {seq_len}: expected at least {2 * spec.n_copied + 2}, two positions for each of "
+            f"data.n_copied = {spec.n_copied} symbols, a blank and what asks for them"
         )
     _raise(problems)
 
@@ -148,6 +149,48 @@ def scored_positions(data: DataSpec, seq_len: int) -> int | None:
             return seq_len // 2
         case _:
             return None
+
+
+def items_of(spec: ProbeSpec) -> int | None:
+    """How many things a sequence has to be remembered for: pairs, needles, symbols; None where its length says it."""
+    match spec:
+        case RecallSpec():
+            return spec.n_pairs
+        case NeedleSpec():
+            return spec.n_needles
+        case SelectiveCopyingSpec():
+            return spec.n_copied
+        case CompressionSpec():
+            return spec.n_compressed
+        case InContextRecallSpec() | FuzzyRecallSpec() | MemorisationSpec():
+            return None
+        case _ as never:
+            assert_never(never)
+
+
+def with_items(spec: ProbeSpec, items: int) -> ProbeSpec:
+    """The same task with so many things to remember, among no more symbols.
+
+    Raises ConfigError where `items_of` is None, and where there are no symbols for more.
+    """
+    match spec:
+        case RecallSpec():
+            return replace(spec, n_pairs=items)
+        case NeedleSpec():
+            return replace(spec, n_needles=items)
+        case SelectiveCopyingSpec():
+            return replace(spec, n_copied=items)
+        case CompressionSpec():
+            if items > spec.n_compressed:
+                raise ConfigError(
+                    f"data.n_compressed = {items}: expected at most {spec.n_compressed}, the places that there are "
+                    "symbols to ask for"
+                )
+            return replace(spec, n_compressed=items)
+        case InContextRecallSpec() | FuzzyRecallSpec() | MemorisationSpec():
+            raise ConfigError(f"data.kind = {spec.kind}: how much there is to remember follows from the length alone")
+        case _ as never:
+            assert_never(never)
 
 
 def _whole_pairs(seq_len: int, least: int, what: str) -> list[str]:

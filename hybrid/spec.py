@@ -432,7 +432,8 @@ class FuzzyRecallSpec:
 class SelectiveCopyingSpec:
     """Selective copying of MAD (Poli et al. 2024, arXiv 2403.17844): `hybrid.data.selective_copying`.
 
-    `n_copied` symbols are to be said again in order. Of the `n_symbols` the last asks for that, the one before is blank.
+    `n_copied` symbols are to be said again in order. Of the `n_symbols` the last asks for that, and the one before is
+    blank.
     """
 
     kind: ClassVar[str] = "selective_copying"

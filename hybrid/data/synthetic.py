@@ -33,8 +33,11 @@ class SyntheticData(DataSource):
 
     def validation_batches(self, batch_size: int, max_examples: int) -> Iterator[Batch]:
         for first in range(0, max_examples, batch_size):
-            count = min(batch_size, max_examples - first)
-            yield self._made(self._drawn((0, _VALIDATION), first, count), held_out=True)
+            yield self.held_out(first, min(batch_size, max_examples - first))
+
+    def held_out(self, first: int, count: int) -> Batch:
+        """So many held-out sequences from the first of them on, counted from 0: those of `validation_batches`."""
+        return self._made(self._drawn((0, _VALIDATION), first, count), held_out=True)
 
     @abstractmethod
     def _made(self, u_BW: NDArray[np.float64], *, held_out: bool) -> Batch:
