@@ -31,6 +31,8 @@ def show(value: Value) -> str:
                 return beyond
             bounds = f"[{'?' if low is None else f'{low:.0f}'}, {beyond if high is None else f'{high:.0f}'}]"
             return f"{beyond if time is None else f'{time:.0f}'} {bounds}"
+        case stats.MedianRange(median=middle, low=low, high=high):
+            return f"{middle:.3g}" if low is None or high is None else f"{middle:.3g} [{low:.3g}, {high:.3g}]"
         case str():
             return value
         case Shift(value=shift):

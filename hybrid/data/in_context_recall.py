@@ -76,4 +76,4 @@ def _last_before(key_BP: NDArray[np.int64], is_noise_BP: NDArray[np.bool_]) -> N
     numbers_P = np.arange(key_BP.shape[1])
     same_BPP = (key_BP[:, :, None] == key_BP[:, None, :]) & ~is_noise_BP[:, :, None] & ~is_noise_BP[:, None, :]
     earlier_PP = numbers_P[:, None] > numbers_P[None, :]
-    return np.where(same_BPP & earlier_PP, numbers_P, -1).max(axis=2)
+    return np.asarray(np.where(same_BPP & earlier_PP, numbers_P, -1).max(axis=2))

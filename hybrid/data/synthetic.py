@@ -68,4 +68,4 @@ def smallest(x_BC: NDArray[np.float64], n: int) -> NDArray[np.int64]:
 def chosen(u_B: NDArray[np.float64], among_BC: NDArray[np.bool_]) -> NDArray[np.int64]:
     """The index of one of the candidates of each row that are true, evenly; each row has some."""
     wanted_B = (u_B * among_BC.sum(1)).astype(np.int64)
-    return np.argmax(np.cumsum(among_BC, axis=1) > wanted_B[:, None], axis=1)
+    return np.asarray(np.argmax(np.cumsum(among_BC, axis=1) > wanted_B[:, None], axis=1))
