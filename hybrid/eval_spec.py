@@ -150,23 +150,19 @@ def problems_of(spec: EvalSpec, run: RunSpec) -> list[str]:
 
 
 def _recall_problems(spec: RecallEvalSpec, probe: ProbeSpec) -> list[str]:
-    """What there cannot be more or less of, and lengths that hold nothing of what is asked for."""
-    problems = []
-    sizes = [probe]
-    try:
-        sizes = [with_items(probe, n) for n in spec.items] or sizes
-    except ConfigError as error:
-        return [f"eval.recall.items = {list(spec.items)}: {problem}" for problem in error.problems]
-    for length in spec.lengths:
-        refusals = [refusal for size in sizes if (refusal := _refusal(size, length)) is not None]
-        if len(refusals) == len(sizes):
-            problems.append(f"eval.recall.lengths = {list(spec.lengths)}: {refusals[0]}")
-    return problems
+    """Items that none of the lengths holds; else lengths that hold none of the items."""
+    items = spec.items or (None,)
+    refused = {(n, length): _refusal(probe, n, length) for n in items for length in spec.lengths}
+    by_items = [[refused[n, length] for length in reversed(spec.lengths)] for n in spec.items]
+    by_length = [[refused[n, length] for n in items] for length in spec.lengths]
+    return [f"eval.recall.items = {list(spec.items)}: {line[0]}" for line in by_items if None not in line] or [
+        f"eval.recall.lengths = {list(spec.lengths)}: {line[0]}" for line in by_length if None not in line
+    ]
 
 
-def _refusal(probe: ProbeSpec, seq_len: int) -> str | None:
+def _refusal(probe: ProbeSpec, items: int | None, seq_len: int) -> str | None:
     try:
-        check_probe(probe, seq_len)
+        check_probe(probe if items is None else with_items(probe, items), seq_len)
     except ConfigError as error:
         return error.problems[0]
     return None
