@@ -97,20 +97,20 @@ def test_against_compares_with_one_row_and_another_layout_is_the_long_one(probes
 
 
 def test_what_is_missing_is_shown(book: Any) -> None:
-    fill(book, {("MA", "recall"): [100], ("MA", "in_context"): [100], ("AM", "recall"): [200]})
     spec = replace(book.spec("AM", 1), data=TASKS["in_context"])
     book.cell(spec, "AM", 1, {"data": "in_context"})
-    book.request("probes", report={"across": "data"})
+    fill(book, {("AM", "recall"): [200], ("MA", "recall"): [100], ("MA", "in_context"): [100]})
     table, pairs, tasks = build_tables(results_of(book))
-    assert texts(table)[3:] == [
-        ["AM", "accuracy %", "95", "–"],
-        ["AM", "solved", "1/1 [3%, 100%]", "–"],
-        ["AM", "median steps", "200 [200, >200]", "–"],
-        ["AM", "notes", "", "1 not started"],
+    assert [column.header for column in table.columns][2:] == ["in_context", "recall"]
+    assert texts(table)[:4] == [
+        ["AM", "accuracy %", "–", "95"],
+        ["AM", "solved", "–", "1/1 [3%, 100%]"],
+        ["AM", "median steps", "–", "200 [200, >200]"],
+        ["AM", "notes", "1 not started", ""],
     ]
     assert any("Not all runs have a result yet" in note for note in table.footnotes)
     assert [row.p for row in pairs.rows] == [1.0]
-    assert [row.p for row in tasks.rows] == [1.0, None]
+    assert [row.p for row in tasks.rows] == [None, 1.0]
 
 
 def test_the_recall_evaluation_is_the_accuracy_where_every_run_has_it(probes: Any) -> None:
@@ -119,9 +119,9 @@ def test_the_recall_evaluation_is_the_accuracy_where_every_run_has_it(probes: An
     for i, cell in enumerate(cells):
         if i == len(cells) - 1:
             assert "the validation at the end of the run" in " ".join(build_tables(results_of(probes))[0].caption)
-        probes.store.publish_eval_record(
-            cell.run_id, "0" * 12, {"eval": {"kind": "recall"}, "metrics": {"recall_accuracy_percent": 50.0 + i}}
-        )
+        metrics = {"recall_accuracy_percent": 50.0 + i}
+        record = {"schema": 1, "run_id": cell.run_id, "eval": {"kind": "recall"}, "metrics": metrics}
+        probes.store.publish_eval_record(cell.run_id, "0" * 12, record)
     table = build_tables(results_of(probes))[0]
     assert texts(table)[0] == ["MA", "accuracy %", "52 [50, 54]", "57 [55, 59]"]
     assert any("(the recall evaluation)" in line for line in table.caption)
