@@ -70,17 +70,18 @@ def across_tables(
     results: Results, axis: str, against: str | None = None
 ) -> tuple[Table[Line], Table[RowPair], Table[Task]]:
     """The table, and what tells rows and tasks apart. Raises ConfigError where there is no row to compare with."""
-    rows, tasks = _by_row(results, axis), _tasks(results, axis)
+    rows, tasks = rows_across(results, axis), values_across(results, axis)
     if against is not None and against not in rows:
         raise ConfigError(f"--against {against}: there is no such row{did_you_mean(against, rows)}")
     return _main(results, axis, rows, tasks), _pairs(rows, against), _differing(rows, tasks)
 
 
-def _tasks(results: Results, axis: str) -> list[str]:
+def values_across(results: Results, axis: str) -> list[str]:
+    """The values of the axis, in the order of the request."""
     return list(dict.fromkeys(axis_text(group.axes.get(axis)) for group in results.groups))
 
 
-def _by_row(results: Results, axis: str) -> dict[str, dict[str, Group]]:
+def rows_across(results: Results, axis: str) -> dict[str, dict[str, Group]]:
     """The groups by what they are called without the axis, and by its value."""
     found: dict[str, dict[str, Group]] = {}
     for group in results.groups:

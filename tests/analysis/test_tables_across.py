@@ -9,6 +9,9 @@ import pytest
 
 from analysis import stats
 from analysis.__main__ import main
+from analysis.figures.losses import survival_picture
+from analysis.figures.ours import Asked, Ours
+from analysis.figures.picture import Lines
 from analysis.load import load
 from analysis.races import Race, any_differs, log_rank_scores, sooner
 from analysis.render import FORMATS
@@ -125,6 +128,29 @@ def test_the_recall_evaluation_is_the_accuracy_where_every_run_has_it(probes: An
     table = build_tables(results_of(probes))[0]
     assert texts(table)[0] == ["MA", "accuracy %", "52 [50, 54]", "57 [55, 59]"]
     assert any("(the recall evaluation)" in line for line in table.caption)
+
+
+def test_the_figure_has_a_panel_a_task_and_a_row_looks_alike_in_all(book: Any) -> None:
+    fill(
+        book,
+        {
+            ("MA", "recall"): [100, 120],
+            ("MA", "in_context"): [60, 80],
+            ("AM", "in_context"): [None, 900],
+            ("AA", "recall"): [400, None],
+            ("AA", "in_context"): [300, None],
+        },
+    )
+    ours = Ours(results=results_of(book), read=lambda _: book.store.metrics, asked=Asked())
+    panels = [panel for panel in survival_picture(ours).panels if isinstance(panel, Lines)]
+    assert [panel.title for panel in panels] == ["recall", "in_context"]
+    first, second = ({line.label: line for line in panel.lines} for panel in panels)
+    assert list(first) == ["MA", "AA"]
+    assert list(second) == ["MA", "AM", "AA"]
+    assert all(first[row].look == second[row].look for row in first)
+    assert len({line.look for line in second.values()}) == 3
+    assert second["AM"].x == (0.0, 900.0, float(MAX_STEPS))
+    assert second["AM"].y == (1.0, 0.5, 0.5)
 
 
 def test_one_task_alone_is_the_usual_table(book: Any) -> None:
