@@ -61,6 +61,7 @@ METRICS: Final[dict[str, tuple[str, Literal["lower", "higher"] | None]]] = {
     "arc_accuracy_percent": ("ARC %", "higher"),
     "openbookqa_accuracy_percent": ("OBQA %", "higher"),
     "few_shot_accuracy_percent": ("few-shot average %", "higher"),
+    "recall_accuracy_percent": ("accuracy %", "higher"),
     "tokens_per_s": ("tokens/s", "higher"),
     "wall_s": ("wall s", "lower"),
     "steps_to_threshold": ("steps to threshold", "lower"),

@@ -58,6 +58,7 @@ class RecallGrid:
     """
 
     own: Answers
+    own_items: int | None
     lengths: tuple[int, ...]
     items: tuple[int | None, ...]
     grid: tuple[tuple[Answers | None, ...], ...]
@@ -88,7 +89,17 @@ class RecallGrid:
             "accuracy_percent": [[None if one is None else one.accuracy_percent for one in row] for row in self.grid],
             "accuracy_percent_low": [[low for low, _ in row] for row in intervals],
             "accuracy_percent_high": [[high for _, high in row] for row in intervals],
+            **self._by_length(),
             **_by_gap(own),
+        }
+
+    def _by_length(self) -> dict[str, float]:
+        """A number for each length, of as many items as in training; nothing where those were not asked for."""
+        row = self.grid[self.items.index(self.own_items)] if self.own_items in self.items else ()
+        return {
+            f"recall_accuracy_percent_at_{length}": one.accuracy_percent
+            for length, one in zip(self.lengths, row, strict=False)
+            if one is not None
         }
 
 
@@ -144,6 +155,7 @@ def evaluate_recall(
         model.train(was_training)
     return RecallGrid(
         own=found[own_items, seq_len],
+        own_items=own_items,
         lengths=lengths,
         items=rows,
         grid=tuple(tuple(found.get((n, length)) for length in lengths) for n in rows),

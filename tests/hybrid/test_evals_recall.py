@@ -100,6 +100,7 @@ def test_accuracies_and_intervals_are_those_of_a_direct_count(probe: ProbeSpec) 
         right, scored = counted(probe, length)
         assert right.sum() > 0
         assert metrics["accuracy_percent"][0][j] == 100 * right.sum() / scored.sum()
+        assert metrics[f"recall_accuracy_percent_at_{length}"] == metrics["accuracy_percent"][0][j]
         interval = ratio_interval(right.astype(float), scored.astype(float))
         assert interval is not None
         assert (metrics["accuracy_percent_low"][0][j], metrics["accuracy_percent_high"][0][j]) == pytest.approx(
