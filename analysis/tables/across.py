@@ -12,7 +12,7 @@ from analysis import stats
 from analysis.load import Group, Results, axis_text
 from analysis.races import DRAWS, any_differs, sooner
 from analysis.tables.captions import around, title_of
-from analysis.tables.probe import median_steps, race, solved, unfinished_notes
+from analysis.tables.probe import median_steps, race, share_a_run, solved, unfinished_notes
 from analysis.tables.settings import SETTINGS
 from analysis.tables.table import Column, Table, Value
 from analysis.tables.words import count, show, show_p_value
@@ -160,8 +160,11 @@ def _accuracy(group: Group, *, evaluated: bool) -> Value:
 
 def _pairs(rows: dict[str, dict[str, Group]], against: str | None) -> Table[RowPair]:
     names = list(itertools.combinations(rows, 2)) if against is None else [(r, against) for r in rows if r != against]
+    in_both = [[(rows[a][task], rows[b][task]) for task in rows[a] if task in rows[b]] for a, b in names]
+    shared = [any(share_a_run(one, other) for one, other in groups) for groups in in_both]
     p_values = [
-        sooner([(race(rows[a][task]), race(rows[b][task])) for task in rows[a] if task in rows[b]]) for a, b in names
+        None if twice else sooner([(race(one), race(other)) for one, other in groups])
+        for groups, twice in zip(in_both, shared, strict=True)
     ]
     adjusted = iter(stats.holm([p for p in p_values if p is not None]))
     pairs = tuple(
@@ -193,13 +196,18 @@ def _pairs(rows: dict[str, dict[str, Group]], against: str | None) -> Table[RowP
             "It weighs tasks by how many runs solve them, and says nothing where one row is sooner in one task and "
             "later in another. A large p does not show that two rows are equal.",
         ),
-        footnotes=(),
+        footnotes=("Rows that share runs are not compared.",) if any(shared) else (),
     )
 
 
 def _differing(rows: dict[str, dict[str, Group]], tasks: list[str]) -> Table[Task]:
     groups = {task: [by_task[task] for by_task in rows.values() if task in by_task] for task in tasks}
-    p_values = [any_differs([race(group) for group in groups[task]]) for task in tasks]
+    p_values = [
+        None
+        if any(share_a_run(one, other) for one, other in itertools.combinations(groups[task], 2))
+        else any_differs([race(group) for group in groups[task]])
+        for task in tasks
+    ]
     adjusted = iter(stats.holm([p for p in p_values if p is not None]))
     lines = tuple(
         Task(name=task, solved=_total(groups[task]), p=p, p_holm=None if p is None else next(adjusted))

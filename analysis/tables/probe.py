@@ -101,7 +101,7 @@ def comparison_table(results: Results, against: str | None = None) -> Table[Comp
             f"With {max(sizes)} seeds a row no p can fall below {show_p(least)} ({after} after Holm over so many); "
             "a large p does not show that two rows are equal."
         )
-    shared = any(_share_a_run(a, b) for a, b in pairs)
+    shared = any(share_a_run(a, b) for a, b in pairs)
     return Table(
         name="comparisons",
         title="Comparisons between rows",
@@ -184,14 +184,15 @@ def median_steps(group: Group) -> Value:
     return None if curve is None else stats.median_time(curve)
 
 
-def _share_a_run(a: Group, b: Group) -> bool:
+def share_a_run(a: Group, b: Group) -> bool:
+    """Whether two rows have a run in common, so that they are no two samples."""
     of_a = {cell.run_id for cell in a.cells if cell.run_id is not None}
     return not of_a.isdisjoint(cell.run_id for cell in b.cells)
 
 
 def _fisher(a: Group, b: Group) -> float | None:
     first, second = solved(a), solved(b)
-    if first is None or second is None or _share_a_run(a, b):
+    if first is None or second is None or share_a_run(a, b):
         return None
     return stats.fisher_exact(first.k, first.n, second.k, second.n)
 

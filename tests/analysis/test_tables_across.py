@@ -116,6 +116,17 @@ def test_what_is_missing_is_shown(book: Any) -> None:
     assert [row.p for row in tasks.rows] == [None, 1.0]
 
 
+def test_rows_that_are_the_same_runs_are_not_compared(book: Any) -> None:
+    for task in TASKS:
+        for seed in (1, 2):
+            book.cell(replace(book.spec("MA", seed), data=TASKS[task]), "the same", seed, {"data": task})
+    fill(book, {(row, task): [100, 200] for row in ("MA", "AM") for task in TASKS})
+    _, pairs, tasks = build_tables(results_of(book))
+    assert [(row.first, row.second) for row in pairs.rows if row.p is None] == [("the same", "MA")]
+    assert pairs.footnotes == ("Rows that share runs are not compared.",)
+    assert [task.p for task in tasks.rows] == [None, None]
+
+
 def test_the_recall_evaluation_is_the_accuracy_where_every_run_has_it(probes: Any) -> None:
     results = results_of(probes)
     cells = [cell for group in results.groups for cell in group.cells]
