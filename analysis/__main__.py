@@ -62,7 +62,9 @@ _TABLES = """\
 Print the table of a request.
 
 A probe (runs that stop at a threshold) gives seeds solved k/n, median steps with unsolved seeds censored, what was
-spent, and Fisher's exact test between rows, Holm-adjusted. Other runs give a mean over seeds with its interval. A sweep
+spent, and Fisher's exact test between rows, Holm-adjusted. One whose sweep file names an axis to stand side by side
+(report.across), as probes does with its tasks, gives rows by tasks, with log-rank tests over all tasks and in each;
+--layout plain has the long table. Other runs give a mean over seeds with its interval. A sweep
 that is a table of the paper is shown in the paper's layout.
 
 Bold is the best row where it is told apart from every other: t tests, paired on equal data seeds, Holm over the

@@ -16,12 +16,12 @@ from typing import Any, Literal, TypeVar, assert_never, cast
 
 from hybrid import outside
 from hybrid.budget import parse_count, shown_count, tokens_of_flops, whole_batches
-from hybrid.corpus import check_needle, check_recall
 from hybrid.cost import full_train_flops_per_sample, paper_train_flops_per_sample
 from hybrid.decode import decode
 from hybrid.manifest import check_corpus, corpus_settings
 from hybrid.model_config import ModelConfig
 from hybrid.model_resolve import ResolvedModel, attention_in, resolve_model
+from hybrid.probes import check_probe
 from hybrid.spec import (
     AdamWSpec,
     ConfigError,
@@ -30,8 +30,6 @@ from hybrid.spec import (
     ExecSpec,
     HubSpec,
     ModelSpec,
-    NeedleSpec,
-    RecallSpec,
     RunSpec,
     StdlibSpec,
     StopSpec,
@@ -286,14 +284,10 @@ def _check_data(data: DataSpec, seq_len: int) -> None:
                 )
             if not 0 < data.val_percent < 100:
                 raise ConfigError(f"data.val_percent = {data.val_percent}: expected a number above 0 and below 100")
-        case RecallSpec():
-            check_recall(data, seq_len)
-        case NeedleSpec():
-            check_needle(data, seq_len)
         case HubSpec() | CorpusSpec():
             check_corpus(data)
-        case _ as never:
-            assert_never(never)
+        case _:
+            check_probe(data, seq_len)
 
 
 def _check_budget(budget: BudgetConfig) -> None:

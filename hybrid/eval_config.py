@@ -16,6 +16,7 @@ from hybrid.eval_spec import (
     NeedleEvalSpec,
     NllEvalSpec,
     PositionEvalSpec,
+    RecallEvalSpec,
     is_gated,
     problems_of,
     usual_evals,
@@ -29,6 +30,9 @@ _LENGTHS_BEYOND: Final = 3
 
 _BINS: Final = 8
 """Bins, and steps of a needle's length, in a training length: the paper's 1K for 8K."""
+
+_LENGTHS_OF_RECALL: Final = (1, 2, 4)
+"""A synthetic task is tried at so many times its length in training."""
 
 _NEEDLE_ROOM: Final = 64
 """What the paper's prompts leave of whole steps: 960, 1984, ..., 16320 tokens."""
@@ -69,17 +73,28 @@ class NeedleConfig:
 
 @final
 @dataclass(frozen=True, kw_only=True)
+class RecallConfig:
+    """The `eval.recall` settings; null lengths follow from the run's, null items are the run's."""
+
+    examples: int
+    lengths: tuple[int, ...] | None
+    items: tuple[int, ...] | None
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
 class ModuleWeightsConfig:
     """The `eval.module_weights` settings."""
 
     max_examples: int
 
 
-EvalConfig = NllConfig | PositionConfig | NeedleConfig | ModuleWeightsConfig
+EvalConfig = NllConfig | PositionConfig | NeedleConfig | RecallConfig | ModuleWeightsConfig
 KINDS: Final[Mapping[str, type[EvalConfig]]] = {
     "nll": NllConfig,
     "position": PositionConfig,
     "needle": NeedleConfig,
+    "recall": RecallConfig,
     "module_weights": ModuleWeightsConfig,
 }
 
@@ -122,6 +137,8 @@ class EvalSettings:
                 return [_position(config, run.seq_len, self._digests(config.texts or ()))]
             case NeedleConfig():
                 return [_needle(config, run.seq_len, self._digests(() if config.text is None else (config.text,)))]
+            case RecallConfig():
+                return [_recall(config, run.seq_len)]
             case ModuleWeightsConfig():
                 # Of a sweep's rows, those that have gates are meant.
                 return [ModuleWeightsEvalSpec(max_examples=config.max_examples)] if is_gated(run) else []
@@ -162,6 +179,13 @@ def _needle(config: NeedleConfig, seq_len: int, texts: tuple[str, ...]) -> Needl
         new_tokens=config.new_tokens,
         seed=config.seed,
         text=texts[0] if texts else None,
+    )
+
+
+def _recall(config: RecallConfig, seq_len: int) -> RecallEvalSpec:
+    lengths = [times * seq_len for times in _LENGTHS_OF_RECALL] if config.lengths is None else config.lengths
+    return RecallEvalSpec(
+        examples=config.examples, lengths=tuple(sorted(lengths)), items=tuple(sorted(config.items or ()))
     )
 
 
@@ -247,6 +271,21 @@ def _check(config: EvalConfig) -> None:
                     problems.append(f"eval.needle.{name} = {list(values)}: expected different numbers, at least one")
             if any(not 0 <= depth <= 100 for depth in config.depths):
                 problems.append(f"eval.needle.depths = {list(config.depths)}: expected percent, from 0 to 100")
+        case RecallConfig():
+            listed = {"lengths": config.lengths, "items": config.items}
+            problems = _least(
+                {
+                    "eval.recall.examples": (config.examples, 1),
+                    **{
+                        f"eval.recall.{name}[{i}]": (n, 2 if name == "lengths" else 1)
+                        for name, values in listed.items()
+                        for i, n in enumerate(values or ())
+                    },
+                }
+            )
+            for name, values in listed.items():
+                if values is not None and (not values or len(set(values)) < len(values)):
+                    problems.append(f"eval.recall.{name} = {list(values)}: expected different numbers, at least one")
         case ModuleWeightsConfig():
             problems = _least({"eval.module_weights.max_examples": (config.max_examples, 1)})
         case _ as never:
@@ -275,7 +314,7 @@ def _files(config: EvalConfig) -> list[tuple[str, str]]:
             return [(f"eval.position.texts[{i}]", path) for i, path in enumerate(config.texts or ())]
         case NeedleConfig():
             return [] if config.text is None else [("eval.needle.text", config.text)]
-        case NllConfig() | ModuleWeightsConfig():
+        case NllConfig() | RecallConfig() | ModuleWeightsConfig():
             return []
         case _ as never:
             assert_never(never)

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Final, assert_never, final
 
 from hybrid.decode import canonical_json, digest, encode
-from hybrid.spec import CorpusSpec, DataSpec, HubSpec, IntraSpec, NeedleSpec, RecallSpec, RunSpec, StdlibSpec, added
+from hybrid.probes import check_probe, with_items
+from hybrid.spec import ConfigError, DataSpec, IntraSpec, NeedleSpec, ProbeSpec, RunSpec, added
 
 SHORTEST_PROMPT: Final = 128
 """The tokens that a needle, its question and some haystack take where each byte is one."""
@@ -72,6 +73,23 @@ class NeedleEvalSpec:
 
 @final
 @dataclass(frozen=True, kw_only=True)
+class RecallEvalSpec:
+    """Accuracy on the run's own synthetic task, over `examples` held-out sequences of each size, that of training too.
+
+    Sizes are `lengths` of a sequence, each with each of `items`: how many things are to be remembered
+    (`hybrid.probes.items_of`); as many as in training where there are none.
+    """
+
+    kind: ClassVar[str] = "recall"
+    revision: ClassVar[int] = 1
+
+    examples: int
+    lengths: tuple[int, ...]
+    items: tuple[int, ...]
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
 class ModuleWeightsEvalSpec:
     """Attention's weight in every gated intra-hybrid block, by position, a mean over held-out sequences."""
 
@@ -81,7 +99,7 @@ class ModuleWeightsEvalSpec:
     max_examples: int = 64
 
 
-EvalSpec = NllEvalSpec | PositionEvalSpec | NeedleEvalSpec | ModuleWeightsEvalSpec
+EvalSpec = NllEvalSpec | PositionEvalSpec | NeedleEvalSpec | RecallEvalSpec | ModuleWeightsEvalSpec
 
 
 def canonical(spec: EvalSpec) -> dict[str, Any]:
@@ -121,16 +139,35 @@ def problems_of(spec: EvalSpec, run: RunSpec) -> list[str]:
             if is_text(run.data) or (isinstance(spec, NeedleEvalSpec) and isinstance(run.data, NeedleSpec)):
                 return []
             return [f"evals = {spec.kind}: data.kind = {run.data.kind}: expected a run on text, such as data=stdlib"]
+        case RecallEvalSpec():
+            if not isinstance(run.data, ProbeSpec):
+                return [
+                    f"evals = recall: data.kind = {run.data.kind}: expected a run on a synthetic task (data=recall)"
+                ]
+            return _recall_problems(spec, run.data)
         case _ as never:
             assert_never(never)
+
+
+def _recall_problems(spec: RecallEvalSpec, probe: ProbeSpec) -> list[str]:
+    """Items that none of the lengths holds; else lengths that hold none of the items."""
+    items = spec.items or (None,)
+    refused = {(n, length): _refusal(probe, n, length) for n in items for length in spec.lengths}
+    by_items = [[refused[n, length] for length in reversed(spec.lengths)] for n in spec.items]
+    by_length = [[refused[n, length] for n in items] for length in spec.lengths]
+    return [f"eval.recall.items = {list(spec.items)}: {line[0]}" for line in by_items if None not in line] or [
+        f"eval.recall.lengths = {list(spec.lengths)}: {line[0]}" for line in by_length if None not in line
+    ]
+
+
+def _refusal(probe: ProbeSpec, items: int | None, seq_len: int) -> str | None:
+    try:
+        check_probe(probe if items is None else with_items(probe, items), seq_len)
+    except ConfigError as error:
+        return error.problems[0]
+    return None
 
 
 def is_text(data: DataSpec) -> bool:
     """Whether these data are documents."""
-    match data:
-        case StdlibSpec() | HubSpec() | CorpusSpec():
-            return True
-        case RecallSpec() | NeedleSpec():
-            return False
-        case _ as never:
-            assert_never(never)
+    return not isinstance(data, ProbeSpec)

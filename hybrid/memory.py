@@ -45,6 +45,7 @@ from hybrid.cost import (
     router_params,
     run_cost,
 )
+from hybrid.probes import scored_positions
 from hybrid.spec import (
     AttentionSpec,
     BlockSpec,
@@ -56,9 +57,7 @@ from hybrid.spec import (
     Mamba2Spec,
     MixerSpec,
     MoeSpec,
-    NeedleSpec,
     OutsideSpec,
-    RecallSpec,
     Relu2Spec,
     RopeSpec,
     RunSpec,
@@ -259,13 +258,8 @@ def _logits_bytes(p: "Pass", scored: int, vocab_size: int) -> int:
 
 def _scored_positions(run: RunSpec) -> int:
     """Positions of a sequence whose logits are made."""
-    match run.data:
-        case RecallSpec(n_pairs=n_pairs):
-            return n_pairs
-        case NeedleSpec(n_needles=n_needles, n_digits=n_digits):
-            return n_needles * n_digits
-        case _:
-            return run.seq_len
+    scored = scored_positions(run.data, run.seq_len)
+    return run.seq_len if scored is None else scored
 
 
 def _held_throughout(run: RunSpec, p: "Pass") -> int:

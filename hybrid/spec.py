@@ -386,6 +386,116 @@ class NeedleSpec:
 
 
 @dataclass(frozen=True, kw_only=True)
+class InContextRecallSpec:
+    """In-context recall, plain and noisy, of MAD (Poli et al. 2024, arXiv 2403.17844): `hybrid.data.in_context_recall`.
+
+    The last `n_noise_symbols` of the `n_symbols` are noise, of the others the first half are keys, the rest values. A
+    pair is noise with probability `noise_fraction`. `train_on` says which of a training sequence's tokens are
+    predicted: the `answers`, as in validation, or `all`, which is the published training.
+    """
+
+    kind: ClassVar[str] = "in_context_recall"
+    revision: ClassVar[int] = 1
+
+    n_symbols: int
+    n_noise_symbols: int
+    noise_fraction: float
+    train_on: Literal["answers", "all"]
+
+    @property
+    def vocab_size(self) -> int:
+        return self.n_symbols
+
+
+@dataclass(frozen=True, kw_only=True)
+class FuzzyRecallSpec:
+    """Fuzzy in-context recall of MAD (Poli et al. 2024, arXiv 2403.17844): `hybrid.data.fuzzy_recall`.
+
+    Keys and values are of one to `key_size` and `value_size` symbols. Of the `n_symbols` the last is padding, of the
+    others the first half make keys, the rest values. `train_on` is as in `InContextRecallSpec`.
+    """
+
+    kind: ClassVar[str] = "fuzzy_recall"
+    revision: ClassVar[int] = 1
+
+    n_symbols: int
+    key_size: int
+    value_size: int
+    train_on: Literal["answers", "all"]
+
+    @property
+    def vocab_size(self) -> int:
+        return self.n_symbols
+
+
+@dataclass(frozen=True, kw_only=True)
+class SelectiveCopyingSpec:
+    """Selective copying of MAD (Poli et al. 2024, arXiv 2403.17844): `hybrid.data.selective_copying`.
+
+    `n_copied` symbols are to be said again in order. Of the `n_symbols` the last asks for that, and the one before is
+    blank.
+    """
+
+    kind: ClassVar[str] = "selective_copying"
+    revision: ClassVar[int] = 1
+
+    n_symbols: int
+    n_copied: int
+
+    @property
+    def vocab_size(self) -> int:
+        return self.n_symbols
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompressionSpec:
+    """Compression, after MAD (Poli et al. 2024, arXiv 2403.17844), for language models: `hybrid.data.compression`.
+
+    `n_compressed` of `n_symbols` symbols are asked for after a compression token, by a symbol for each of their places.
+    """
+
+    kind: ClassVar[str] = "compression"
+    revision: ClassVar[int] = 1
+
+    n_symbols: int
+    n_compressed: int
+
+    @property
+    def vocab_size(self) -> int:
+        return self.n_symbols + 1 + self.n_compressed
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemorisationSpec:
+    """Memorisation of MAD (Poli et al. 2024, arXiv 2403.17844): `hybrid.data.memorisation`.
+
+    The value of each key is fixed by `map_seed`, in all sequences of all runs. Of the `n_symbols` the last stands where
+    a value is asked for, of the others the first half are keys, the rest values.
+    """
+
+    kind: ClassVar[str] = "memorisation"
+    revision: ClassVar[int] = 1
+
+    n_symbols: int
+    map_seed: int
+
+    @property
+    def vocab_size(self) -> int:
+        return self.n_symbols
+
+
+ProbeSpec = (
+    RecallSpec
+    | NeedleSpec
+    | InContextRecallSpec
+    | FuzzyRecallSpec
+    | SelectiveCopyingSpec
+    | CompressionSpec
+    | MemorisationSpec
+)
+
+
+@dataclass(frozen=True, kw_only=True)
 class HubSpec:
     """A remote corpus at a declared revision, with the tokenizer that it is read through."""
 
@@ -412,7 +522,7 @@ class CorpusSpec:
     vocab_size: int
 
 
-DataSpec = StdlibSpec | RecallSpec | NeedleSpec | HubSpec | CorpusSpec
+DataSpec = StdlibSpec | ProbeSpec | HubSpec | CorpusSpec
 
 
 # --- training -----------------------------------------------------------------------------------

@@ -34,13 +34,17 @@ Row = Mapping[str, Any]
 
 @dataclass(frozen=True, kw_only=True)
 class ReportConfig:
-    """What a sweep file says for its tables: see `python -m analysis tables --help`."""
+    """What a sweep file says for its tables: see `python -m analysis tables --help`.
+
+    `across` is a setting of the grid whose values stand side by side, where runs race to a threshold.
+    """
 
     title: str | None = None
     caption: str | tuple[str, ...] | None = None
     metric: str | None = None
     figure: Literal["survival", "curves"] | None = None
     row_header: str | None = None
+    across: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -520,7 +520,8 @@ def _metrics_text(metrics: Mapping[str, Any]) -> str:
 def _metric_text(key: str, metrics: Mapping[str, Any]) -> str:
     value, low, high = metrics[key], metrics.get(f"{key}_low"), metrics.get(f"{key}_high")
     text = f"{key} {value:.6g}" if isinstance(value, float) else f"{key} {value}"
-    return text if low is None or high is None else f"{text} [{low:.6g}, {high:.6g}]"
+    numbers = isinstance(low, int | float) and isinstance(high, int | float)
+    return f"{text} [{low:.6g}, {high:.6g}]" if numbers else text
 
 
 def _is_long(value: object) -> bool:

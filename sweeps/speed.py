@@ -27,7 +27,8 @@ from typing import Any, Literal
 from hybrid.cost import full_forward_flops
 from hybrid.decode import canonical_json, decode, did_you_mean, digest
 from hybrid.decode_cost import A100_80GB_SXM, H100_SXM, H200_SXM, DeviceSpec
-from hybrid.spec import ConfigError, ExecSpec, ModelSpec, NeedleSpec, RecallSpec, RunSpec
+from hybrid.probes import scored_positions
+from hybrid.spec import ConfigError, ExecSpec, ModelSpec, RunSpec
 from sweeps.progress import say
 from sweeps.store import Store, now
 from sweeps.text import amount, size_text
@@ -160,7 +161,7 @@ def shape_id(run: RunSpec, execution: ExecSpec) -> str:
         run.seq_len,
         run.batch_tokens,
         run.dtype,
-        _scored(run),
+        scored_positions(run.data, run.seq_len),
         None if whole else microbatch,
         evaluation_batch_size(execution, run.seq_len),
         execution.threads,
@@ -180,17 +181,6 @@ def ranks_of(execution: ExecSpec) -> int:
 @lru_cache(maxsize=65536)
 def _shape_id(model: ModelSpec, rest: tuple[object, ...]) -> str:
     return digest(f'{{"model":{canonical_json(model)},"rest":{canonical_json(rest)}}}')
-
-
-def _scored(run: RunSpec) -> int | None:
-    """Positions of a sequence that are scored, where they are not all."""
-    match run.data:
-        case RecallSpec(n_pairs=n_pairs):
-            return n_pairs
-        case NeedleSpec(n_needles=n_needles, n_digits=n_digits):
-            return n_needles * n_digits
-        case _:
-            return None
 
 
 def evaluation_batch_size(execution: ExecSpec, seq_len: int) -> int:

@@ -22,6 +22,7 @@ TORCH_FREE = (
     "equivalence",
     "budget",
     "corpus",
+    "probes",
     "eval_spec",
     "eval_config",
     "manifest",

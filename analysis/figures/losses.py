@@ -1,8 +1,12 @@
 """Losses and other final metrics of a request; what a probe's seeds have solved."""
 
+from dataclasses import replace
+from typing import Final
+
 from analysis import stats
 from analysis.figures.numbers import (
     TRAIN_LOSS,
+    Steps,
     curves,
     finals,
     left_out_line,
@@ -23,8 +27,11 @@ from analysis.figures.ours import (
 )
 from analysis.figures.picture import MOST_LINES, Axis, Interval, Intervals, Line, Lines, Picture
 from analysis.tables import VAL_LOSS, metric_header, metric_of
+from analysis.tables.across import axis_across, rows_across, values_across
 from analysis.tables.probe import SOLVED
 from hybrid.spec import ConfigError
+
+_PANELS_SIDE_BY_SIDE: Final = 2
 
 
 def curves_picture(ours: Ours) -> Picture:
@@ -67,39 +74,52 @@ def curves_picture(ours: Ours) -> Picture:
 def survival_picture(ours: Ours) -> Picture:
     """Share of seeds that have not solved the task yet against training steps: Kaplan-Meier steps, a line a row."""
     results = ours.results
-    found = survivals(results, ours.wanted)
+    axis = axis_across(results)
+    found = {"": survivals(results, ours.wanted)} if axis is None else _survivals_across(ours, axis)
     if not results.is_probe:
         raise ConfigError(
             f"--kind survival: {results.sweep} is no probe: its runs have no stop rule; expected another kind"
         )
-    if not found:
+    most = max(map(len, found.values()), default=0)
+    if not most:
         raise nothing_to_draw(results, "when it solved its task")
-    lines = [
-        Line(
-            label=one.label,
-            look=one.look,
-            n=one.n,
-            x=one.times,
-            y=one.shares,
-            marks=one.censored,
-            note=one.note,
-        )
-        for one in found[:MOST_LINES]
-    ]
     how = [
         "Kaplan-Meier over seeds; | marks seeds unsolved when their run ended (censored).",
-        "Lines are drawn a point or two apart so that equal ones can be told apart." if len(lines) > 1 else "",
-        not_drawn_line(len(found) - MOST_LINES),
+        "Lines are drawn a point or two apart so that equal ones can be told apart." if most > 1 else "",
+        not_drawn_line(sum(max(0, len(rows) - MOST_LINES) for rows in found.values())),
         no_result_line(results),
     ]
-    panel = Lines(
-        x=Axis(label="training steps", format="whole"),
-        y=Axis(label="seeds not yet solved", format="percent", shown=(0.0, 1.0)),
-        lines=tuple(lines),
-        names="legend",
-        steps=True,
-    )
-    return picture(results, "survival", how, (panel,))
+    panels = [
+        Lines(
+            title=title,
+            x=Axis(label="training steps", format="whole"),
+            y=Axis(label="seeds not yet solved", format="percent", shown=(0.0, 1.0)),
+            lines=tuple(_line(one) for one in rows[:MOST_LINES]),
+            names="legend",
+            steps=True,
+        )
+        for title, rows in found.items()
+        if rows
+    ]
+    return picture(results, "survival", how, panels, widths=(1.0,) * min(len(panels), _PANELS_SIDE_BY_SIDE))
+
+
+def _line(one: Steps) -> Line:
+    return Line(label=one.label, look=one.look, n=one.n, x=one.times, y=one.shares, marks=one.censored, note=one.note)
+
+
+def _survivals_across(ours: Ours, axis: str) -> dict[str, tuple[Steps, ...]]:
+    """By the values of an axis; how many seeds solved each is for the table."""
+    rows = rows_across(ours.results, axis)
+    return {
+        value: tuple(
+            replace(one, label=row, look=look, note="")
+            for look, (row, by_value) in enumerate(rows.items())
+            if value in by_value
+            for one in survivals(replace(ours.results, groups=(by_value[value],)), ours.wanted)
+        )
+        for value in values_across(ours.results, axis)
+    }
 
 
 def final_picture(ours: Ours) -> Picture:

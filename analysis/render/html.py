@@ -83,6 +83,8 @@ def _numbers(value: Value) -> dict[str, int | float]:
             found = {"value": k / n if n else None, "low": low, "high": high, "n": n}
         case stats.CensoredMedian(time=time, low=low, high=high, last=last, n=n):
             found = {"value": last if time is None else time, "low": low, "high": high, "n": n}
+        case stats.MedianRange(median=median, low=low, high=high, n=n):
+            found = {"value": median, "low": low, "high": high, "n": n}
         case Shift(value=value) | (int() | float() as value):
             found = {"value": value}
         case _:

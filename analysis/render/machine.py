@@ -57,7 +57,7 @@ def as_json(tables: Sequence[Table[Any]]) -> str:
 
 
 def _plain(value: Value) -> Any:
-    if isinstance(value, stats.Estimate | stats.Proportion | stats.CensoredMedian):
+    if isinstance(value, stats.Estimate | stats.Proportion | stats.CensoredMedian | stats.MedianRange):
         return dataclasses.asdict(value) | ({"low": value.low, "high": value.high})
     return value.value if isinstance(value, Shift) else value
 
@@ -73,6 +73,9 @@ def _parts(key: str, value: Value) -> dict[str, Any]:
         case stats.CensoredMedian():
             names = (f"median_{key}", f"median_{key}_low", f"median_{key}_high", f"last_{key}")
             return dict(zip(names, (value.time, value.low, value.high, value.last), strict=True))
+        case stats.MedianRange():
+            parts = {f"median_{key}": value.median, f"{key}_min": value.low, f"{key}_max": value.high}
+            return parts | {f"{key}_n": value.n}
         case Shift(value=shift):
             return {key: shift}
         case _:

@@ -10,6 +10,7 @@ validation loss. A table in the *paper*'s layout (`layouts`) has its columns, an
 from typing import Any, Final, Literal
 
 from analysis.load import Results
+from analysis.tables.across import across_tables, axis_across
 from analysis.tables.captions import report_caption, settings_line, title_of
 from analysis.tables.differences import difference_table
 from analysis.tables.estimates import estimate_table
@@ -62,11 +63,12 @@ def build_tables(
     """The tables of a request: the main one, then the comparisons between its rows.
 
     `metric` defaults to what the sweep's report asks for, else to `solved` for runs with a stop rule and to the
-    validation loss for others. `against` names the row that others are compared with: without it, a probe compares
-    every pair, and other runs only with the best. `margin` is what is too small to matter, in the metric's unit.
-    `layout` defaults to the paper's for a sweep that is one of its tables, if no metric is asked for; `reference` has
-    the printed numbers beside ours. Raises ConfigError for a metric that no run has, for a row that there is not, and
-    for options that do not go together.
+    validation loss for others. Of a probe whose report has an axis `across`, its values stand side by side, unless a
+    metric or the plain layout is asked for. `against` names the row that others are compared with: without it, a probe
+    compares every pair, and other runs only with the best. `margin` is what is too small to matter, in the metric's
+    unit. `layout` defaults to the paper's for a sweep that is one of its tables, if no metric is asked for;
+    `reference` has the printed numbers beside ours. Raises ConfigError for a metric that no run has, for a row that
+    there is not, and for options that do not go together.
     """
     if layout == "paper" and metric is not None:
         raise ConfigError(f"--metric {metric}: the paper's layout has its own columns; expected --layout plain with it")
@@ -79,6 +81,9 @@ def build_tables(
     if chosen == SOLVED:
         if margin is not None:
             raise ConfigError(f"--margin {margin:g}: this table counts seeds solved; expected --metric with it")
+        axis = axis_across(results)
+        if axis is not None and layout is None and metric is None:
+            return across_tables(results, axis, against)
         main = probe_table(results)
         compared = against is not None or 2 <= len(results.groups) <= MOST_COMPARED
         return (main, comparison_table(results, against)) if compared else (main,)

@@ -8,6 +8,7 @@ from typing import Final, final
 from analysis import stats
 from analysis.contrasts import Mark
 from analysis.load import CellResult, Group, Results
+from analysis.races import Race
 from analysis.tables.captions import request_table
 from analysis.tables.columns import (
     architecture_columns,
@@ -47,7 +48,7 @@ def probe_table(results: Results) -> Table[Group]:
         *setting_columns(results),
         *architecture_columns(results, run_flops=False),
         Column[Group](key=SOLVED, header="solved", value=solved, fmt=show, better="higher", mark=mark),
-        Column[Group](key="steps_to_threshold", header="median steps", value=_median_steps, fmt=show, better="lower"),
+        Column[Group](key="steps_to_threshold", header="median steps", value=median_steps, fmt=show, better="lower"),
         mean_column("tokens", "tokens / run", lambda cell: cell.number("tokens"), fmt=si, diverged=True),
         mean_column("spent_paper_train_flops", "FLOPs / run", spent_flops, fmt=show_flops, diverged=True),
         mean_column("wall_s", "wall s / run", lambda cell: cell.number("wall_s"), fmt=three_digits, diverged=True),
@@ -66,14 +67,20 @@ def probe_table(results: Results) -> Table[Group]:
         footnotes.append(
             f"More than {MOST_COMPARED} rows are not compared pair by pair; --against ROW compares with one."
         )
+    return request_table(results, columns, caption=caption, footnotes=[*footnotes, *unfinished_notes(results)])
+
+
+def unfinished_notes(results: Results) -> list[str]:
+    """What runs without a threshold to show for themselves do to the counts of those that are solved."""
+    notes = []
     if any(cell.diverged for cell in results.cells):
-        footnotes.append("A diverged run counts as unsolved, censored at the last step it was allowed.")
+        notes.append("A diverged run counts as unsolved, censored at the last step it was allowed.")
     if any(not cell.final for cell in results.cells):
-        footnotes.append(
+        notes.append(
             "Not all runs have a result yet. Solved runs end sooner than unsolved ones: until all have, "
             "k/n leans towards solved."
         )
-    return request_table(results, columns, caption=caption, footnotes=footnotes)
+    return notes
 
 
 def comparison_table(results: Results, against: str | None = None) -> Table[Comparison]:
@@ -94,7 +101,7 @@ def comparison_table(results: Results, against: str | None = None) -> Table[Comp
             f"With {max(sizes)} seeds a row no p can fall below {show_p(least)} ({after} after Holm over so many); "
             "a large p does not show that two rows are equal."
         )
-    shared = any(_share_a_run(a, b) for a, b in pairs)
+    shared = any(share_a_run(a, b) for a, b in pairs)
     return Table(
         name="comparisons",
         title="Comparisons between rows",
@@ -151,6 +158,12 @@ def survival(group: Group) -> stats.SurvivalCurve | None:
     An unsolved run is censored at its last step. A diverged one will never solve the task within the steps it was
     allowed, so it is censored there and not where it broke off, which would take it out of the count.
     """
+    found = race(group)
+    return stats.kaplan_meier(found.times, found.events) if found.times else None
+
+
+def race(group: Group) -> Race:
+    """The steps of the runs with a result, as `survival` has them."""
     times, events = [], []
     for cell in group.final:
         steps = cell.number("steps_to_threshold") if _is_solved(cell) else cell.number("steps")
@@ -159,26 +172,27 @@ def survival(group: Group) -> stats.SurvivalCurve | None:
         if steps is not None:
             times.append(steps)
             events.append(_is_solved(cell))
-    return stats.kaplan_meier(times, events) if times else None
+    return Race(times=tuple(times), events=tuple(events))
 
 
 def _is_solved(cell: CellResult) -> bool:
     return not cell.diverged and cell.number("steps_to_threshold") is not None
 
 
-def _median_steps(group: Group) -> Value:
+def median_steps(group: Group) -> Value:
     curve = survival(group)
     return None if curve is None else stats.median_time(curve)
 
 
-def _share_a_run(a: Group, b: Group) -> bool:
+def share_a_run(a: Group, b: Group) -> bool:
+    """Whether two rows have a run in common, so that they are no two samples."""
     of_a = {cell.run_id for cell in a.cells if cell.run_id is not None}
     return not of_a.isdisjoint(cell.run_id for cell in b.cells)
 
 
 def _fisher(a: Group, b: Group) -> float | None:
     first, second = solved(a), solved(b)
-    if first is None or second is None or _share_a_run(a, b):
+    if first is None or second is None or share_a_run(a, b):
         return None
     return stats.fisher_exact(first.k, first.n, second.k, second.n)
 

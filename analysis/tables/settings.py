@@ -6,7 +6,19 @@ from typing import Final, assert_never, final
 
 from analysis.tables.table import Value
 from analysis.tables.words import count, show, si, whole
-from hybrid.spec import CorpusSpec, HubSpec, NeedleSpec, RecallSpec, RunSpec, StdlibSpec
+from hybrid.spec import (
+    CompressionSpec,
+    CorpusSpec,
+    FuzzyRecallSpec,
+    HubSpec,
+    InContextRecallSpec,
+    MemorisationSpec,
+    NeedleSpec,
+    RecallSpec,
+    RunSpec,
+    SelectiveCopyingSpec,
+    StdlibSpec,
+)
 
 
 @final
@@ -58,6 +70,18 @@ def _data_text(spec: RunSpec) -> str:
             return f"recall of {pairs} pairs over {symbols} symbols"
         case NeedleSpec(n_needles=needles, n_digits=digits):
             return f"{needles} needles of {digits} digits in random letters"
+        case InContextRecallSpec(n_symbols=symbols, n_noise_symbols=noise, noise_fraction=fraction, train_on=train_on):
+            told = f", {noise} of noise in {100 * fraction:g}% of pairs" if noise else ""
+            return f"in-context recall over {symbols} symbols{told}{_trained(train_on)}"
+        case FuzzyRecallSpec(n_symbols=symbols, key_size=keys, value_size=values, train_on=train_on):
+            sizes = f"keys of up to {keys} and values of up to {values}"
+            return f"fuzzy recall over {symbols} symbols, {sizes}{_trained(train_on)}"
+        case SelectiveCopyingSpec(n_symbols=symbols, n_copied=copied):
+            return f"selective copying of {copied} over {symbols} symbols"
+        case CompressionSpec(n_symbols=symbols, n_compressed=compressed):
+            return f"compression of {compressed} over {symbols} symbols"
+        case MemorisationSpec(n_symbols=symbols, map_seed=seed):
+            return f"memorisation over {symbols} symbols (map {seed})"
         case StdlibSpec():
             return "bytes of the Python standard library"
         case HubSpec(name=name, corpus_revision=revision):
@@ -66,6 +90,10 @@ def _data_text(spec: RunSpec) -> str:
             return f"the corpus {fingerprint}"
         case _ as never:
             assert_never(never)
+
+
+def _trained(train_on: str) -> str:
+    return ", trained on every token" if train_on == "all" else ""
 
 
 def _stop_text(spec: RunSpec) -> str | None:

@@ -19,7 +19,7 @@ class Shift:
     value: float
 
 
-Value = str | int | float | stats.Estimate | stats.Proportion | stats.CensoredMedian | Shift | None
+Value = str | int | float | stats.Estimate | stats.Proportion | stats.CensoredMedian | stats.MedianRange | Shift | None
 
 
 def unmarked(row: object) -> None:

@@ -31,6 +31,8 @@ def show(value: Value) -> str:
                 return beyond
             bounds = f"[{'?' if low is None else f'{low:.0f}'}, {beyond if high is None else f'{high:.0f}'}]"
             return f"{beyond if time is None else f'{time:.0f}'} {bounds}"
+        case stats.MedianRange(median=middle, low=low, high=high):
+            return f"{middle:.3g}" if low is None or high is None else f"{middle:.3g} [{low:.3g}, {high:.3g}]"
         case str():
             return value
         case Shift(value=shift):
@@ -59,6 +61,7 @@ METRICS: Final[dict[str, tuple[str, Literal["lower", "higher"] | None]]] = {
     "arc_accuracy_percent": ("ARC %", "higher"),
     "openbookqa_accuracy_percent": ("OBQA %", "higher"),
     "few_shot_accuracy_percent": ("few-shot average %", "higher"),
+    "recall_accuracy_percent": ("accuracy %", "higher"),
     "tokens_per_s": ("tokens/s", "higher"),
     "wall_s": ("wall s", "lower"),
     "steps_to_threshold": ("steps to threshold", "lower"),

@@ -19,12 +19,15 @@ class Batch:
     """Token ids and what should be predicted at each of their positions; NOT_SCORED where nothing should.
 
     A target belongs to the input at its own position: nobody has to shift anything. `document_BL` are numbers that tell
-    the documents of the targets apart, in held-out text; None where every sequence is one.
+    the documents of the targets apart, in held-out text; None where every sequence is one. `source_BL` says at which
+    position of the input the answer to a scored one stands, the last time before, NOT_SCORED elsewhere; None where
+    that means nothing.
     """
 
     inputs_BL: NDArray[np.int64]
     targets_BL: NDArray[np.int64]
     document_BL: NDArray[np.int64] | None = None
+    source_BL: NDArray[np.int64] | None = None
 
 
 class DataSource(ABC):

@@ -11,26 +11,22 @@ of them, one with a window of bounded length forgets the first.
 Shapes: B sequences, L positions, T = L + 1, N needles, W bytes of each, H bytes of the haystack, C candidates.
 """
 
-from collections.abc import Iterator
 from typing import Final, final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hybrid.corpus import check_needle
-from hybrid.data.base import NOT_SCORED, Batch, DataSource
+from hybrid.data.base import NOT_SCORED, Batch
+from hybrid.data.synthetic import SyntheticData, parts_of
 from hybrid.spec import ConfigError, NeedleSpec
 
-# Halves of Philox keys: streams of different purpose cannot meet, whatever the data seed.
-_TRAINING: Final = 1
-_VALIDATION: Final = 2
-_NUMBERS_PER_COUNT: Final = 4  # Philox makes four 64-bit numbers at each value of its counter
 _LETTERS: Final = 26
 
 
 @final
-class NeedleData(DataSource):
-    """Endless sequences; the i-th of a stream is made from the i-th stretch of that stream's random numbers."""
+class NeedleData(SyntheticData):
+    """The sequences of a `NeedleSpec`, and prompts that are like them."""
 
     def __init__(self, spec: NeedleSpec, seq_len: int) -> None:
         """Raises ConfigError if needles and questions do not fit."""
@@ -40,7 +36,7 @@ class NeedleData(DataSource):
         self._seq_len = seq_len
         self._n_filler = seq_len + 1 - 2 * self._n * self._width
         self._parts = (_LETTERS, self._n * self._digits, self._n, self._n, self._n_filler)
-        self._counts = -(-sum(self._parts) // _NUMBERS_PER_COUNT)
+        super().__init__(sum(self._parts))
 
     @property
     def vocab_size(self) -> int:
@@ -80,18 +76,9 @@ class NeedleData(DataSource):
             for key, row in zip(keys.tolist(), digits.tolist(), strict=True)
         ]
 
-    def train_batch(self, step: int, batch_size: int, data_seed: int) -> Batch:
-        return self._examples((data_seed, _TRAINING), step * batch_size, batch_size)
-
-    def validation_batches(self, batch_size: int, max_examples: int) -> Iterator[Batch]:
-        for first in range(0, max_examples, batch_size):
-            yield self._examples((0, _VALIDATION), first, min(batch_size, max_examples - first))
-
-    def _examples(self, stream: tuple[int, int], first: int, count: int) -> Batch:
-        n, width = self._n, self._width
-        philox = np.random.Philox(key=np.array(stream, dtype=np.uint64), counter=first * self._counts)
-        u_BC = np.random.Generator(philox).random((count, self._counts * _NUMBERS_PER_COUNT))
-        key_u, digit_u, place_u, order_u, filler_u, _ = np.split(u_BC, np.cumsum(self._parts), axis=1)
+    def _made(self, u_BW: NDArray[np.float64], *, held_out: bool) -> Batch:
+        n, width, count = self._n, self._width, len(u_BW)
+        key_u, digit_u, place_u, order_u, filler_u = parts_of(u_BW, self._parts)
 
         needle_BNW = np.empty((count, n, width), dtype=np.int64)
         needle_BNW[:, :, 0] = ord("A") + np.argsort(key_u, axis=1)[:, :n]

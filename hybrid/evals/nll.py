@@ -15,9 +15,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hybrid.data import NOT_SCORED, Batch, DataSource, DocumentSource
-from hybrid.data.needle import NeedleData
-from hybrid.data.recall import RecallData
+from hybrid.data import NOT_SCORED, Batch, DataSource, DocumentSource, SyntheticData
 from hybrid.evals.intervals import ratio_interval
 from hybrid.model import LanguageModel, scored_loss
 from hybrid.spec import ExecSpec
@@ -81,7 +79,7 @@ def evaluate_nll(
     global random state are afterwards as they were before. Raises ValueError if no position is scored.
     """
     if max_examples is None:
-        max_examples = ENDLESS_SPLIT_EXAMPLES if isinstance(data, RecallData | NeedleData) else sys.maxsize
+        max_examples = ENDLESS_SPLIT_EXAMPLES if isinstance(data, SyntheticData) else sys.maxsize
     ranks = ranks or Ranks.alone()
     bytes_of = _bytes_of(data)
     n_bytes = torch.zeros(1, dtype=torch.int64)
@@ -151,7 +149,7 @@ def evaluate_nll_by_document(
 ) -> NllByDocument:
     """`evaluate_nll`, with intervals: a document's losses are summed in float64, wherever its windows were cut."""
     if max_examples is None:
-        max_examples = ENDLESS_SPLIT_EXAMPLES if isinstance(data, RecallData | NeedleData) else sys.maxsize
+        max_examples = ENDLESS_SPLIT_EXAMPLES if isinstance(data, SyntheticData) else sys.maxsize
     bytes_of, device = _bytes_of(data), model.embedding.device
     sums: dict[int, NDArray[np.float64]] = {}
     was_training = model.training

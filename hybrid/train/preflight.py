@@ -23,12 +23,10 @@ import torch._dynamo
 import torch._meta_registrations
 from torch import Tensor
 
-from hybrid.data import NOT_SCORED, Batch, DataSource
-from hybrid.data.needle import NeedleData
-from hybrid.data.recall import RecallData
+from hybrid.data import NOT_SCORED, Batch, DataSource, make_probe
 from hybrid.evals.nll import autocast, batch_loss, evaluate_nll, evaluation_batch_size
 from hybrid.model import LanguageModel
-from hybrid.spec import ExecSpec, NeedleSpec, RecallSpec, RunSpec
+from hybrid.spec import ExecSpec, ProbeSpec, RunSpec
 from hybrid.train.loop import VALIDATION_TOKENS, build_model, numerics
 from hybrid.train.optim import build_optimizer, clip_gradients, global_norm, gradients
 from hybrid.train.schedule import learning_rate
@@ -165,10 +163,8 @@ def _wait_for(device: torch.device) -> None:
 
 
 def _data(run: RunSpec) -> DataSource:
-    if isinstance(run.data, RecallSpec):
-        return RecallData(run.data, run.seq_len)
-    if isinstance(run.data, NeedleSpec):
-        return NeedleData(run.data, run.seq_len)
+    if isinstance(run.data, ProbeSpec):
+        return make_probe(run.data, run.seq_len)
     return RandomTokens(vocab_size=run.data.vocab_size, seq_len=run.seq_len)
 
 

@@ -12,11 +12,12 @@ from hybrid.eval_spec import (
     NeedleEvalSpec,
     NllEvalSpec,
     PositionEvalSpec,
+    RecallEvalSpec,
     canonical,
     eval_id,
     problems_of,
 )
-from hybrid.spec import ConfigError, ExecSpec, RunSpec
+from hybrid.spec import ConfigError, ExecSpec, ProbeSpec, RunSpec
 from sweeps import in_slurm
 from sweeps.identity import run_id as identify
 from sweeps.provenance import provenance
@@ -98,6 +99,7 @@ def _measured(
     from hybrid.evals.needle import evaluate_needle
     from hybrid.evals.nll import evaluate_nll_by_document, evaluation_batch_size
     from hybrid.evals.position import evaluate_positions, position_batch_size
+    from hybrid.evals.recall import evaluate_recall
 
     batch_size = evaluation_batch_size(execution, run.seq_len)
     match spec:
@@ -132,6 +134,18 @@ def _measured(
                 trials=spec.trials,
                 new_tokens=spec.new_tokens,
                 batch_tokens=_NEEDLE_BATCH_TOKENS,
+                dtype=run.dtype,
+            ).metrics()
+        case RecallEvalSpec():
+            assert isinstance(run.data, ProbeSpec)
+            return evaluate_recall(
+                model,
+                run.data,
+                run.seq_len,
+                lengths=spec.lengths,
+                items=spec.items,
+                examples=spec.examples,
+                batch_tokens=batch_size * run.seq_len,
                 dtype=run.dtype,
             ).metrics()
         case ModuleWeightsEvalSpec():

@@ -55,8 +55,9 @@ def test_a_missing_setting_is_named() -> None:
 
 
 def test_an_unknown_kind_of_a_union_lists_the_known_ones() -> None:
+    kinds = "compression, corpus, fuzzy_recall, hub, in_context_recall, memorisation, needle, recall, selective_copying"
     with pytest.raises(
-        ConfigError, match=r"data\.kind = 'recal': unknown; did you mean recall\? \(valid: hub, recall, stdlib\)"
+        ConfigError, match=rf"data\.kind = 'recal': unknown; did you mean recall\? \(valid: {kinds}, stdlib\)"
     ):
         decode(DataSpec, {"kind": "recal"}, "data")
 
