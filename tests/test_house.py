@@ -24,6 +24,8 @@ TORCH_FREE = (
     "corpus",
     "eval_spec",
     "eval_config",
+    "task_files",
+    "answers",
     "manifest",
     "durable",
     "checkpoint_files",
