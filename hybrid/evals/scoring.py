@@ -7,7 +7,6 @@ what of the context was left. Where no context has two continuations, whole sequ
 Shapes: B contexts, R continuations, L positions, V vocabulary, S scored positions.
 """
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -248,7 +247,7 @@ def _read(scorer: Scorer, contexts: Sequence[tuple[int, ...]], max_seq_len: int)
     device = model.embedding.device
     # Wider states would be converted at every step, and hold no more.
     dtype = torch.bfloat16 if scorer.dtype == "bfloat16" else None
-    preamble = len(os.path.commonprefix(contexts)) if len(contexts) > 1 else 0
+    preamble = _n_in_common(contexts) if len(contexts) > 1 else 0
     if preamble < _LEAST_PREAMBLE:
         preamble = 0
         state = model.init_state(len(contexts), max_seq_len, dtype)
@@ -256,6 +255,13 @@ def _read(scorer: Scorer, contexts: Sequence[tuple[int, ...]], max_seq_len: int)
         state = _stepped(model, model.init_state(1, max_seq_len, dtype), _padded([contexts[0][:preamble]]).to(device))
         state = rows_of_state(state, torch.zeros(len(contexts), dtype=torch.int64, device=device))
     return _stepped(model, state, _padded([context[preamble:] for context in contexts]).to(device))
+
+
+def _n_in_common(contexts: Sequence[tuple[int, ...]]) -> int:
+    """How many tokens all contexts, of one length, begin with."""
+    # What lies between the least and the greatest in their order begins as these two do.
+    pairs = zip(min(contexts), max(contexts), strict=True)
+    return next((i for i, (a, b) in enumerate(pairs) if a != b), len(contexts[0]))
 
 
 def _stepped(model: LanguageModel, state: ModelState, tokens_BL: Tensor) -> ModelState:
