@@ -355,8 +355,8 @@ def _local_problems(config: FewShotConfig, tasks: Mapping[str, LocalTask]) -> li
             continue
         if task.metric not in METRICS[local.output_type]:
             problems.append(
-                f"{where}.metric = {task.metric}: {local.name} is answered by {local.output_type}: expected one of "
-                f"{', '.join(METRICS[local.output_type])}"
+                f"{where}.metric = {task.metric}: {local.name} is answered by {local.output_type}: expected "
+                f"{' or '.join(METRICS[local.output_type])}"
             )
         if task.shots and not local.has_shots:
             problems.append(

@@ -49,19 +49,21 @@ class TaskResult:
         """Of the accuracy, from the questions' own spread (n - 1), as the harness has it; None of a single question."""
         return self.accuracy * (1 - self.accuracy) / (self.n - 1) if self.n > 1 else None
 
+    def interval(self, name: str) -> dict[str, float]:
+        """The exact binomial 95% interval of the accuracy, which is called `name`."""
+        low, high = binomial_interval(sum(self.right[self.spec.metric]), self.n)
+        return {f"{name}_percent_low": 100 * low, f"{name}_percent_high": 100 * high}
+
     def metrics(self) -> dict[str, Any]:
         """As a record has it: percentages, with the exact binomial 95% interval and the standard error."""
-        low, high = binomial_interval(sum(self.right[self.spec.metric]), self.n)
         return {
             "shots": self.spec.shots,
             "metric": self.spec.metric,
             "benchmark": self.spec.benchmark,
             "version": self.version,
             "n": self.n,
-            "accuracy_percent": 100 * self.accuracy,
-            "accuracy_percent_low": 100 * low,
-            "accuracy_percent_high": 100 * high,
-            "accuracy_percent_std_error": _std_error_percent(self.variance),
+            **_percent("accuracy", self.accuracy, self.variance),
+            **self.interval("accuracy"),
             **{f"{name}_percent": 100 * sum(right) / self.n for name, right in self.right.items()},
             "questions": self.questions,
             "right": {name: packed(right) for name, right in self.right.items()},
@@ -77,7 +79,7 @@ class FewShotResult:
     harness_version: str
 
     def metrics(self) -> dict[str, Any]:
-        """As a record has it. Of each benchmark, and over the benchmarks, the mean, and its standard error.
+        """As a record has it. Of each benchmark, and over the benchmarks, the mean and its standard error.
 
         Errors are those of drawing the questions, task by task; what training with other seeds would change is not in
         them. The mean is called `few_shot_accuracy_percent` too where the benchmarks are the paper's five.
@@ -87,12 +89,13 @@ class FewShotResult:
         for name in dict.fromkeys(task.spec.benchmark for task in self.tasks):
             tasks = [task for task in self.tasks if task.spec.benchmark == name]
             means.append(_mean((task.accuracy, task.variance) for task in tasks))
-            found |= _named(name, *means[-1])
+            found |= _percent(f"{name}_accuracy", *means[-1])
+            found |= tasks[0].interval(f"{name}_accuracy") if len(tasks) == 1 else {}
         overall = _mean(means)
         if {task.spec.benchmark for task in self.tasks} == PAPER_BENCHMARKS:
-            found |= _named("few_shot", *overall)
+            found |= _percent("few_shot_accuracy", *overall)
         return {
-            **_named("mean", *overall),
+            **_percent("mean_accuracy", *overall),
             **found,
             "tasks": {task.spec.task: task.metrics() for task in self.tasks},
             "harness_version": self.harness_version,
@@ -136,12 +139,8 @@ def _mean(parts: Iterable[tuple[float, float | None]]) -> tuple[float, float | N
     return math.fsum(values) / len(values), variance
 
 
-def _named(name: str, accuracy: float, variance: float | None) -> dict[str, float | None]:
+def _percent(name: str, accuracy: float, variance: float | None) -> dict[str, float | None]:
     return {
-        f"{name}_accuracy_percent": 100 * accuracy,
-        f"{name}_accuracy_percent_std_error": _std_error_percent(variance),
+        f"{name}_percent": 100 * accuracy,
+        f"{name}_percent_std_error": None if variance is None else 100 * math.sqrt(variance),
     }
-
-
-def _std_error_percent(variance: float | None) -> float | None:
-    return None if variance is None else 100 * math.sqrt(variance)

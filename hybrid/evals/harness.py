@@ -151,7 +151,7 @@ def _task(spec: TaskEvalSpec, where: str, seed: int, read_file: Callable[[str], 
     task = _local_task(spec, where, read_file) if spec.files else _harness_task(spec, where)
     metrics = METRICS.get(task.OUTPUT_TYPE, ())
     if spec.metric not in metrics:
-        expected = f"one of {', '.join(metrics)}" if metrics else "a task with right and wrong answers"
+        expected = " or ".join(metrics) or "a task with right and wrong answers"
         raise ConfigError(
             f"{where}.metric = {spec.metric}: {spec.task} is answered by {task.OUTPUT_TYPE}: expected {expected}"
         )
@@ -305,16 +305,18 @@ def right_choices(
 @contextmanager
 def _quiet() -> Iterator[None]:
     """The harness's own bars and notes are not shown: what of them matters is checked here, and an error."""
-    logger = logging.getLogger("lm_eval")
-    level, bar = logger.level, lm_eval.api.task.tqdm
+    loggers = [logging.getLogger(name) for name in ("lm_eval", "huggingface_hub")]
+    levels, bar = [logger.level for logger in loggers], lm_eval.api.task.tqdm
     shows_bars = not datasets.utils.are_progress_bars_disabled()
-    logger.setLevel(logging.ERROR)
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
     lm_eval.api.task.tqdm = _without_bar
     datasets.utils.disable_progress_bars()
     try:
         yield
     finally:
-        logger.setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
         lm_eval.api.task.tqdm = bar
         if shows_bars:
             datasets.utils.enable_progress_bars()
