@@ -147,6 +147,12 @@ def _setting_problems(settings: Mapping[str, Any]) -> Iterator[str]:
         yield f"output_type = {output!r}: its answers are not right or wrong{did_you_mean(output, METRICS)}"
     if output == "multiple_choice" and settings.get("doc_to_choice") is None:
         yield "doc_to_choice: missing; multiple_choice has choices"
+    # Of others some are fetched from the hub, with their code.
+    metrics = (*METRICS.get(str(output), ()), *(("perplexity",) if output == "loglikelihood" else ()))
+    for entry in settings.get("metric_list") or ():
+        metric = entry.get("metric") if isinstance(entry, dict) and not entry.get("hf_evaluate") else entry
+        if metric not in metrics:
+            yield f"metric_list: {metric!r}: expected one of {', '.join(metrics)}"
     if settings.get("dataset_kwargs") is not None:
         files = settings["dataset_kwargs"].get("data_files") if isinstance(settings["dataset_kwargs"], dict) else None
         if not isinstance(files, dict) or not files or not all(isinstance(v, str) for kv in files.items() for v in kv):
@@ -188,6 +194,8 @@ def _template_problems(settings: Mapping[str, Any], fields: Collection[str], whe
     from jinja2 import Environment, TemplateSyntaxError, meta
     from jinja2.defaults import DEFAULT_NAMESPACE
 
+    environment = Environment()
+    environment.filters["regex_replace"] = str  # which the harness adds
     for name in _TEMPLATES:
         template = settings.get(name)
         if not isinstance(template, str) or not template or template in fields:
@@ -196,9 +204,9 @@ def _template_problems(settings: Mapping[str, Any], fields: Collection[str], whe
             yield f"{where}: {name} = {template!r}: no field of the data{did_you_mean(template, fields)}"
             continue
         try:
-            asked = meta.find_undeclared_variables(Environment().parse(template)) - set(DEFAULT_NAMESPACE)
+            asked = meta.find_undeclared_variables(environment.parse(template)) - set(DEFAULT_NAMESPACE)
         except TemplateSyntaxError as error:
-            yield f"{where}: {name} = {template!r}: {error}"
+            yield f"{where}: {name} = {template!r}: {error.message}"
             continue
         for field in sorted(asked - set(fields)):
             yield f"{where}: {name}: {field}: no such field in the data{did_you_mean(field, fields)}"
