@@ -358,7 +358,7 @@ def _local_problems(config: FewShotConfig, tasks: Mapping[str, LocalTask]) -> li
                 f"{where}.metric = {task.metric}: {local.name} is answered by {local.output_type}: expected "
                 f"{' or '.join(METRICS[local.output_type])}"
             )
-        if task.shots and not local.has_shots:
+        if task.shots > 0 and not local.has_shots:
             problems.append(
                 f"{where}.shots = {task.shots}: {local.name} has no examples but its questions: expected a "
                 "training_split or a fewshot_split in its file, or 0"

@@ -181,7 +181,7 @@ def parse_rows(content: bytes, where: str) -> list[dict[str, Any]]:
         if rows and set(row) != set(rows[0]):
             differing = ", ".join(sorted(set(row) ^ set(rows[0])))
             raise ConfigError(
-                f"{where}: line {number}: expected the fields of the lines before it; not both: {differing}"
+                f"{where}: line {number}: {differing}: not in all lines; expected the same fields in each"
             )
         rows.append(row)
     if not rows:

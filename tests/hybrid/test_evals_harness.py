@@ -39,7 +39,6 @@ def _closed(monkeypatch: pytest.MonkeyPatch) -> None:
 
     for name in ("socket", "create_connection", "getaddrinfo", "socketpair"):
         monkeypatch.setattr(socket, name, closed)
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
 
 
 @pytest.fixture(scope="module")
@@ -408,7 +407,15 @@ def test_more_shots_than_examples_are_refused(ask: Callable[..., FewShotResult])
         ask(local(TASKS / "python_lines.yaml", shots=5))
 
 
-def test_questions_on_the_hub_are_not_there_without_a_network(ask: Callable[..., FewShotResult]) -> None:
+def test_questions_on_the_hub_are_not_there_without_a_network(
+    ask: Callable[..., FewShotResult], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import datasets
+    import huggingface_hub
+
+    # Read from the environment when they are imported; without it half a minute of trying again.
+    for module in (datasets.config, huggingface_hub.constants):
+        monkeypatch.setattr(module, "HF_HUB_OFFLINE", True)
     with pytest.raises(
         ConfigError, match=r"task = hellaswag: its questions cannot be had: .*Rowan/hellaswag"
     ) as caught:
