@@ -346,7 +346,9 @@ def _evaluations(table: Table) -> "dict[str, NDArray[Any]]":
 
 def _brief(value: Any) -> Any:
     """What is set of an evaluation, as a column is called; of tasks their names."""
-    return [one.get("task", one) if isinstance(one, dict) else one for one in value] if isinstance(value, list) else value
+    return (
+        [one.get("task", one) if isinstance(one, dict) else one for one in value] if isinstance(value, list) else value
+    )
 
 
 def _one(values: Sequence[Any]) -> Any:

@@ -288,7 +288,7 @@ def mcnemar_exact(only_first: int, only_second: int) -> float:
     """
     n = only_first + only_second
     tail = sum(math.comb(n, i) for i in range(min(only_first, only_second) + 1))
-    return min(1.0, 2 * tail / 2**n)
+    return min(1.0, 2 * tail / (1 << n))
 
 
 def smallest_fisher_p(n1: int, n2: int) -> float:
