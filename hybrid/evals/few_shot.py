@@ -28,13 +28,15 @@ class TaskResult:
     """The answers to a task's questions, in their order, right or not, by everything that can be called right.
 
     `questions` are 16 hex digits of a SHA-256 over the prompts, with their shots, the choices and the right answers:
-    where two results have it in common, their answers can be compared one by one. `version` is the task's own.
+    where two results have it in common, their answers can be compared one by one. `version` is the task's own. Of
+    `n_cut` requests, four to a question with four choices, the context was too long, and lost its beginning.
     """
 
     spec: TaskEvalSpec
     version: str | None
     questions: str
     right: Mapping[Right, tuple[bool, ...]]
+    n_cut: int
 
     @property
     def n(self) -> int:
@@ -62,6 +64,7 @@ class TaskResult:
             "benchmark": self.spec.benchmark,
             "version": self.version,
             "n": self.n,
+            "requests_cut": self.n_cut,
             **_percent("accuracy", self.accuracy, self.variance),
             **self.interval("accuracy"),
             **{f"{name}_percent": 100 * sum(right) / self.n for name, right in self.right.items()},

@@ -42,13 +42,17 @@ _GREEDY: Final = frozenset({"until", "max_gen_toks", "do_sample", "temperature",
 
 @final
 class HarnessModel(TemplateLM):
-    """A model and the tokens of its data. What the harness asks at once is answered in batches."""
+    """A model and the tokens of its data. What the harness asks at once is answered in batches.
+
+    `n_cut` counts the requests so far of whose context the beginning was cut off, as it was too long.
+    """
 
     def __init__(self, scorer: Scorer, data: DocumentSource, name: str = "fewshot") -> None:
         super().__init__()
         self._scorer = scorer
         self._data = data
         self._name = name
+        self.n_cut = 0
 
     @property
     def eot_token_id(self) -> int:
@@ -82,6 +86,7 @@ class HarnessModel(TemplateLM):
             if not tokens:
                 raise ConfigError(f"{self._name}: {text!r} adds no token to its context: expected text to be scored")
         pairs = [Continuation(context=tuple(context), tokens=tuple(tokens)) for _, context, tokens in requests]
+        self.n_cut += sum(len(pair.context) > self._scorer.room(pair) for pair in pairs)
         with _progress(self._name, len(set(pairs))) as progress:
             scores = self._scorer.scores(pairs, progress)
         return [(score.log_likelihood_nats, score.is_greedy) for score in scores]
@@ -106,6 +111,7 @@ class HarnessModel(TemplateLM):
         Raises ConfigError where something else than greedy is asked for, or no room is left for the context.
         """
         prompts = [self._prompt(request.args[0], request.args[1]) for request in requests]
+        self.n_cut += sum(len(prompt.context) > self._scorer.room(prompt) for prompt in prompts)
         with _progress(self._name, len(prompts)) as progress:
             answers = self._scorer.answers(
                 prompts, lambda tokens: self._data.decode(np.array(tokens)), eos=self._data.eos, progress=progress
@@ -256,6 +262,7 @@ def _answered(model: HarnessModel, spec: TaskEvalSpec, task: Task, limit: int | 
         version=None if task.VERSION is None else str(task.VERSION),
         questions=hashlib.sha256(asked.encode("utf-8")).hexdigest()[:16],
         right=_right(task, samples, spec.metric),
+        n_cut=model.n_cut,
     )
 
 

@@ -81,9 +81,15 @@ class Scorer:
                 progress(sum(len(rows) for rows in batch.values()))
         return [found[one] for one in cut]
 
+    def room(self, one: Continuation | Prompt) -> int:
+        """Tokens that are read of its context, the last ones."""
+        if isinstance(one, Prompt):
+            return max(self.max_length - one.max_new_tokens, 1)
+        # The last token is predicted, never read.
+        return max(self.max_length + 1 - len(one.tokens), 1)
+
     def _cut(self, one: Continuation) -> Continuation:
-        """The last token is predicted, never read."""
-        room = max(self.max_length + 1 - len(one.tokens), 1)
+        room = self.room(one)
         return one if len(one.context) <= room else Continuation(context=one.context[-room:], tokens=one.tokens)
 
     def _batches(self, all_: Sequence[Continuation]) -> Iterator[dict[tuple[int, ...], list[Continuation]]]:
@@ -179,7 +185,7 @@ class Scorer:
 
     def _n_read(self, prompt: Prompt) -> int:
         """The positions of a context that are read."""
-        return min(len(prompt.context), max(self.max_length - prompt.max_new_tokens, 1))
+        return min(len(prompt.context), self.room(prompt))
 
     def _answered(self, prompts: Sequence[Prompt], decode: Callable[[list[int]], bytes], eos: int) -> list[bytes]:
         contexts = [prompt.context[-self._n_read(prompt) :] for prompt in prompts]

@@ -352,6 +352,18 @@ def test_shots_are_examples_of_the_training_split_drawn_by_the_seed(
     assert digests[0] == digests[1] != digests[2]
 
 
+def test_contexts_that_were_cut_are_counted(ask: Callable[..., FewShotResult]) -> None:
+    rows = [json.loads(line) for line in (TASKS / "python_lines.jsonl").read_text().splitlines()]
+    for length in (256, 60, 20):
+        # bos and the delimiter come on top; the last token is not read.
+        lengths = [len(f"{row['question']} {choice}".encode()) for row in rows for choice in row["choices"]]
+        (result,) = ask(local(TASKS / "python_lines.yaml"), length=length).tasks
+        assert result.n_cut == sum(n > length for n in lengths)
+    (result,) = ask(local(TASKS / "python_words.yaml", "exact_match"), length=30).tasks
+    words = [json.loads(line)["text"] for line in (TASKS / "python_words.jsonl").read_text().splitlines()]
+    assert result.metrics()["requests_cut"] == sum(len(word) + 1 > 30 - 12 for word in words) > 0
+
+
 def test_a_limit_takes_the_first_questions(ask: Callable[..., FewShotResult]) -> None:
     path = TASKS / "python_lines.yaml"
     few, all_ = (ask(local(path), limit=limit).tasks[0] for limit in (7, None))
@@ -430,7 +442,7 @@ def test_questions_on_the_hub_are_not_there_without_a_network(
 
 def result(task: str, benchmark: str, right: Sequence[bool]) -> TaskResult:
     spec = TaskEvalSpec(task=task, shots=0, metric="acc", benchmark=benchmark, files=())
-    return TaskResult(spec=spec, version="1", questions="0" * 16, right={"acc": tuple(right)})
+    return TaskResult(spec=spec, version="1", questions="0" * 16, right={"acc": tuple(right)}, n_cut=0)
 
 
 def test_the_average_is_over_benchmarks_with_arc_the_mean_of_two() -> None:
