@@ -3,6 +3,7 @@
 import json
 import math
 import socket
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+import hybrid.evals
 from hybrid.config import read_config
 from hybrid.data import DocumentSource
 from hybrid.data.corpora import CorpusData
@@ -22,6 +24,7 @@ from hybrid.evals.intervals import binomial_interval
 from hybrid.evals.scoring import Scorer
 from hybrid.model import LanguageModel
 from hybrid.spec import ConfigError, RunSpec
+from hybrid.task_files import harness_task_file
 from sweeps.compose import Composer
 
 from .few_shot_tasks import ROWS, TASKS, small_model, stdlib_data, write_task
@@ -435,6 +438,58 @@ def test_questions_on_the_hub_are_not_there_without_a_network(
     (problem,) = caught.value.problems
     assert "\n" not in problem
     assert "Hugging Face hub" in problem
+
+
+def test_the_harnesss_own_tasks_are_asked_in_its_own_words(
+    ask: Callable[..., FewShotResult], model: LanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With questions of ours in the place of those on the hub, which cannot be reached from here."""
+    import datasets
+
+    answers = {"a": ["blue", "grün"], "b": ["wet", "a dry one"], "c": ["1", "2"]}
+    piqa = [{"goal": goal, "sol1": one, "sol2": two, "label": 1} for goal, (one, two) in answers.items()]
+    arc = [
+        {"question": goal, "choices": {"text": texts, "label": ["A", "B"]}, "answerKey": "B"}
+        for goal, texts in answers.items()
+    ]
+    given = {"baber/piqa": piqa, "allenai/ai2_arc": arc, "EleutherAI/wikitext_document_level": [{"page": "a b c"}]}
+
+    def load_dataset(path: str, name: str | None = None) -> dict[str, datasets.Dataset]:
+        del name  # which of ARC's two
+        rows = datasets.Dataset.from_list(given[path])
+        return {"train": rows, "validation": rows, "test": rows}
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    results = ask(
+        *(local(name, "acc_bytes") for name in ("piqa", "arc_challenge")), local("arc_easy", "acc_norm", shots=1)
+    ).tasks
+    expected = []
+    for goal, texts in answers.items():
+        context = [256, *f"Question: {goal}\nAnswer:".encode()]
+        per_byte = [losses(model, context, f" {text}".encode())[0] / len(text.encode()) for text in texts]
+        expected.append(per_byte[1] > per_byte[0])
+    assert [result.right["acc_bytes"] for result in results[:2]] == [tuple(expected)] * 2
+    assert [(result.n, result.version, result.n_cut) for result in results] == [(3, "1.0", 0)] * 3
+    with pytest.raises(
+        ConfigError, match=r"metric = exact_match: piqa is answered by multiple_choice: expected acc or"
+    ):
+        ask(local("piqa", "exact_match"))
+    with pytest.raises(ConfigError, match=r"metric = acc: wikitext is answered by .*: expected a task with right and"):
+        ask(local("wikitext", "acc"))
+
+
+def test_the_shipped_tasks_are_the_harnesss_own() -> None:
+    for name in ("lambada_openai", "hellaswag", "piqa", "arc_easy", "arc_challenge", "openbookqa"):
+        assert f"task: {name}\n" in harness_task_file(name, "task").read_text()
+
+
+def test_without_the_extra_it_is_said_how_to_get_it(
+    ask: Callable[..., FewShotResult], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(hybrid.evals, "harness", raising=False)
+    monkeypatch.setitem(sys.modules, "hybrid.evals.harness", None)
+    with pytest.raises(ConfigError, match=r"needs LM Evaluation Harness, .*: pip install -e '.\[fewshot\]'"):
+        ask(local(TASKS / "python_lines.yaml"))
 
 
 # --- the record ---------------------------------------------------------------------------------
