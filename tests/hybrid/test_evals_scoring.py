@@ -105,6 +105,18 @@ def test_a_continuation_longer_than_the_model_is_scored_whole(scorer: Scorer) ->
     agree(scorer.scores([long]), [directly(scorer, long)])
 
 
+def test_a_run_in_bfloat16_is_scored_as_its_own_forward_pass_would(scorer: Scorer) -> None:
+    asked, half = continuations(5, n=6), replace(scorer, dtype="bfloat16")
+    found = half.scores(asked)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        expected = [directly(scorer, one) for one in asked]
+    for one, other, full in zip(found, expected, scorer.scores(asked), strict=True):
+        # Rounding is another one where states are kept; it is as large as that of the pass itself.
+        assert one.log_likelihood_nats == pytest.approx(other.log_likelihood_nats, rel=0.02, abs=0.2)
+        assert one != full
+    assert answers(half, prompts(5, n=2)) != []
+
+
 def test_the_models_mode_is_afterwards_as_it_was(scorer: Scorer) -> None:
     for mode in (True, False):
         scorer.model.train(mode)
