@@ -1,4 +1,4 @@
-"""The command line: `python -m analysis tables | figures | claims | scaling | report | reference`.
+"""The command line: `python -m analysis tables | figures | claims | scaling | report | compare | reference`.
 
 What costs time to import is imported when called.
 """
@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from analysis import questions
 from analysis.claims import command as claims_command
 from analysis.figures import command as figures_command
 from analysis.report import command as report_command
@@ -53,6 +54,7 @@ examples:
   python -m analysis figures fig1b --source paper       a figure of the paper, of what it prints
   python -m analysis claims                             the paper's claims, judged by its own printed numbers
   python -m analysis scaling isoflop --request isoflop  compute-optimal sizes and their exponents; --help says the rest
+  python -m analysis compare fb69 2726                  two runs by the questions of evals=[fewshot], paired
   python -m analysis reference                          the paper's printed costs beside those of our specs
 
 exit codes: 0 done; 2 something asked for does not exist; 1 anything else, such as a damaged store or a failed --check.
@@ -104,7 +106,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     refused = [text for text in rest if text.startswith("-")]
     if refused:
         commands[args.command].error(f"unrecognized arguments: {' '.join(refused)}")
-    if args.command == "reference":
+    if args.command in ("compare", "reference"):
         if rest:
             commands[args.command].error(f"unrecognized arguments: {' '.join(rest)}")
     else:
@@ -125,6 +127,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             _scaling(args)
         elif args.command == "report":
             _report(args)
+        elif args.command == "compare":
+            _compare(args)
         else:
             _reference(args)
         sys.stdout.flush()
@@ -239,7 +243,17 @@ def _parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentPars
     )
     reference.add_argument("--all", action="store_true", help="list the cells that agree too")
     reference.add_argument("--format", choices=REFERENCE_FORMATS, default="text", help="what to print (default: text)")
-    commands = {"tables": tables, "figures": figures, "claims": claims, "scaling": scaling}
+    compare = subparsers.add_parser(
+        "compare",
+        help="compare two runs by the questions that both were asked",
+        description=questions.ABOUT,
+        epilog=questions.EXAMPLES,
+        formatter_class=form,
+        allow_abbrev=False,
+    )
+    questions.add_arguments(compare)
+    compare.add_argument("--format", choices=FORMATS, default="markdown", help="what to print (default: markdown)")
+    commands = {"tables": tables, "figures": figures, "claims": claims, "scaling": scaling, "compare": compare}
     return parser, {**commands, "report": report, "reference": reference}
 
 
@@ -345,6 +359,15 @@ def _report(args: argparse.Namespace) -> None:
     from analysis.load import open_store
 
     _say_where([report_command.run(args, open_store(_store_path(args)))])
+
+
+def _compare(args: argparse.Namespace) -> None:
+    from analysis.load import open_store
+    from analysis.render import render
+
+    table = questions.comparison(open_store(_store_path(args)), args.first, args.second)
+    text = render([table], args.format)
+    print(_bold_titles(text) if args.format == "markdown" and _on_terminal() else text, end="")
 
 
 def _reference(args: argparse.Namespace) -> None:

@@ -336,12 +336,19 @@ def _evaluations(table: Table) -> "dict[str, NDArray[Any]]":
             if key[:3] == ("evals", eval_id, "eval") and len(key) == 4
         }
         kind = told.pop("kind", None) or eval_id
-        given = ", ".join(f"{name}={value}" for name, value in told.items() if value is not None)
+        given = ", ".join(f"{name}={_brief(value)}" for name, value in told.items() if value is not None)
         label = f"eval.{kind}({given})" if given else f"eval.{kind}"
         for name, array in _columns(table, "evals", eval_id, "metrics").items():
             key = f"{label}.{name}"
             found[key if key not in found else f"eval.{eval_id}.{name}"] = array
     return found
+
+
+def _brief(value: Any) -> Any:
+    """What is set of an evaluation, as a column is called; of tasks their names."""
+    return (
+        [one.get("task", one) if isinstance(one, dict) else one for one in value] if isinstance(value, list) else value
+    )
 
 
 def _one(values: Sequence[Any]) -> Any:

@@ -303,6 +303,16 @@ def fisher_exact(k1: int, n1: int, k2: int, n2: int) -> float:
     return sum(weight for weight in weights.values() if weight <= observed) / math.comb(n1 + n2, k)
 
 
+def mcnemar_exact(only_first: int, only_second: int) -> float:
+    """Two-sided p of McNemar's exact test (1947): of two answers to each question, how often one alone is right.
+
+    Where the two are equally good each of these questions falls to either side with probability one half.
+    """
+    n = only_first + only_second
+    tail = sum(math.comb(n, i) for i in range(min(only_first, only_second) + 1))
+    return min(1.0, 2 * tail / (1 << n))
+
+
 def smallest_fisher_p(n1: int, n2: int) -> float:
     """The least p that Fisher's test can give with these numbers of seeds: all of one row against none of the other."""
     return fisher_exact(n1, n1, 0, n2)

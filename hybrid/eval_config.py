@@ -12,16 +12,20 @@ from hybrid.decode import decode, did_you_mean
 from hybrid.eval_spec import (
     SHORTEST_PROMPT,
     EvalSpec,
+    FewShotEvalSpec,
     ModuleWeightsEvalSpec,
     NeedleEvalSpec,
     NllEvalSpec,
     PositionEvalSpec,
     RecallEvalSpec,
+    Right,
+    TaskEvalSpec,
     is_gated,
     problems_of,
     usual_evals,
 )
 from hybrid.spec import ConfigError, DataSpec, RunSpec
+from hybrid.task_files import METRICS, NAME, LocalTask, harness_task_file, harness_tasks_dir, is_local, read_local_task
 
 C = TypeVar("C")
 
@@ -89,12 +93,34 @@ class ModuleWeightsConfig:
     max_examples: int
 
 
-EvalConfig = NllConfig | PositionConfig | NeedleConfig | RecallConfig | ModuleWeightsConfig
+@final
+@dataclass(frozen=True, kw_only=True)
+class TaskConfig:
+    """One of `eval.fewshot.tasks`: a name of the harness, or a local task's file."""
+
+    task: str
+    shots: int
+    metric: Right
+    benchmark: str | None = None
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class FewShotConfig:
+    """The `eval.fewshot` settings."""
+
+    tasks: tuple[TaskConfig, ...]
+    limit: int | None
+    seed: int
+
+
+EvalConfig = NllConfig | PositionConfig | NeedleConfig | RecallConfig | FewShotConfig | ModuleWeightsConfig
 KINDS: Final[Mapping[str, type[EvalConfig]]] = {
     "nll": NllConfig,
     "position": PositionConfig,
     "needle": NeedleConfig,
     "recall": RecallConfig,
+    "fewshot": FewShotConfig,
     "module_weights": ModuleWeightsConfig,
 }
 
@@ -104,12 +130,14 @@ KINDS: Final[Mapping[str, type[EvalConfig]]] = {
 class EvalSettings:
     """Which evaluations were asked for; None where none were named. `sets` are the other corpora of their losses.
 
-    `texts` are the files that they read, as they were named, with the first 16 hex digits of the SHA-256 of each.
+    `texts` are the files that they read, as they were named, with the first 16 hex digits of the SHA-256 of each;
+    `tasks` the local tasks, by the file that was named.
     """
 
     asked: tuple[EvalConfig, ...] | None
     sets: Mapping[str, DataSpec] = field(default_factory=dict)
     texts: Mapping[str, str] = field(default_factory=dict)
+    tasks: Mapping[str, LocalTask] = field(default_factory=dict)
 
     def of(self, run: RunSpec) -> tuple[EvalSpec, ...]:
         """The evaluations of a run, each once. Raises ConfigError with all that mean nothing for it."""
@@ -139,11 +167,25 @@ class EvalSettings:
                 return [_needle(config, run.seq_len, self._digests(() if config.text is None else (config.text,)))]
             case RecallConfig():
                 return [_recall(config, run.seq_len)]
+            case FewShotConfig():
+                tasks = tuple(self._task(task) for task in config.tasks)
+                return [FewShotEvalSpec(tasks=tasks, limit=config.limit, seed=config.seed)]
             case ModuleWeightsConfig():
                 # Of a sweep's rows, those that have gates are meant.
                 return [ModuleWeightsEvalSpec(max_examples=config.max_examples)] if is_gated(run) else []
             case _ as never:
                 assert_never(never)
+
+    def _task(self, config: TaskConfig) -> TaskEvalSpec:
+        local = self.tasks.get(config.task)
+        name = config.task if local is None else local.name
+        return TaskEvalSpec(
+            task=name,
+            shots=config.shots,
+            metric=config.metric,
+            benchmark=name if config.benchmark is None else config.benchmark,
+            files=() if local is None else self._digests(local.files),
+        )
 
     def _digests(self, paths: tuple[str, ...]) -> tuple[str, ...]:
         return tuple(self.texts[path] for path in paths)
@@ -212,19 +254,25 @@ def read_evals(evals: object, sections: object, *, stdlib_fingerprint: Fingerpri
     asked = tuple(config for config in configs if config is not None)
     sets: dict[str, DataSpec] = {}
     texts: dict[str, str] = {}
+    tasks: dict[str, LocalTask] = {}
     for config in asked:
         keep(lambda config=config: _check(config))  # type: ignore[misc]
         for name, value in (config.sets or {}).items() if isinstance(config, NllConfig) else ():
             data = keep(lambda n=name, v=value: _read_set(n, v, stdlib_fingerprint))  # type: ignore[misc]
             if data is not None and sets.setdefault(name, data) != data:
                 problems.append(f"eval.nll.sets.{name}: two corpora of this name: expected a name for each")
-        for where, path in _files(config):
+        for i, task in enumerate(config.tasks if isinstance(config, FewShotConfig) else ()):
+            local = keep(lambda i=i, t=task: _find_task(t.task, f"eval.fewshot.tasks[{i}].task"))  # type: ignore[misc]
+            if local is not None:
+                tasks[task.task] = local
+        problems += _local_problems(config, tasks) if isinstance(config, FewShotConfig) else []
+        for where, path in _files(config, tasks):
             digest = keep(lambda w=where, p=path: text_digest(Path(p), w))  # type: ignore[misc]
             if digest is not None:
                 texts[path] = digest
     if problems:
         raise ConfigError(list(dict.fromkeys(problems)))
-    return EvalSettings(asked=None if evals is None else asked, sets=sets, texts=texts)
+    return EvalSettings(asked=None if evals is None else asked, sets=sets, texts=texts, tasks=tasks)
 
 
 def _config(entry: object, sections: Mapping[Any, Any]) -> EvalConfig:
@@ -286,6 +334,21 @@ def _check(config: EvalConfig) -> None:
             for name, values in listed.items():
                 if values is not None and (not values or len(set(values)) < len(values)):
                     problems.append(f"eval.recall.{name} = {list(values)}: expected different numbers, at least one")
+        case FewShotConfig():
+            problems = _least(
+                {
+                    "eval.fewshot.limit": (config.limit, 1),
+                    "eval.fewshot.seed": (config.seed, 0),
+                    **{f"eval.fewshot.tasks[{i}].shots": (task.shots, 0) for i, task in enumerate(config.tasks)},
+                }
+            )
+            if not config.tasks:
+                problems.append("eval.fewshot.tasks = []: expected tasks, at least one")
+            problems += [
+                f"eval.fewshot.tasks[{i}].benchmark = {task.benchmark!r}: expected a name: letters, digits, _ - ."
+                for i, task in enumerate(config.tasks)
+                if task.benchmark is not None and not NAME.fullmatch(task.benchmark)
+            ]
         case ModuleWeightsConfig():
             problems = _least({"eval.module_weights.max_examples": (config.max_examples, 1)})
         case _ as never:
@@ -308,12 +371,49 @@ def _read_set(name: object, value: object, stdlib_fingerprint: Fingerprints) -> 
     return read_data(value, stdlib_fingerprint, f"eval.nll.sets.{name}")
 
 
-def _files(config: EvalConfig) -> list[tuple[str, str]]:
+def _find_task(task: str, where: str) -> LocalTask | None:
+    """The local task, if it is one; of the harness's own it is only asked whether it has them, where it can be."""
+    if is_local(task):
+        return read_local_task(task, where)
+    if harness_tasks_dir() is not None:
+        harness_task_file(task, where)
+    return None
+
+
+def _local_problems(config: FewShotConfig, tasks: Mapping[str, LocalTask]) -> list[str]:
+    """What is asked of local tasks, and they do not have."""
+    names = [tasks[task.task].name if task.task in tasks else task.task for task in config.tasks]
+    problems = [
+        f"eval.fewshot.tasks = {name}: twice; expected each once"
+        for name in dict.fromkeys(names)
+        if names.count(name) > 1
+    ]
+    for i, task in enumerate(config.tasks):
+        local, where = tasks.get(task.task), f"eval.fewshot.tasks[{i}]"
+        if local is None:
+            continue
+        if task.metric not in METRICS[local.output_type]:
+            problems.append(
+                f"{where}.metric = {task.metric}: {local.name} is answered by {local.output_type}: expected "
+                f"{' or '.join(METRICS[local.output_type])}"
+            )
+        if task.shots > 0 and not local.has_shots:
+            problems.append(
+                f"{where}.shots = {task.shots}: {local.name} has no examples but its questions: expected a "
+                "training_split or a fewshot_split in its file, or 0"
+            )
+    return problems
+
+
+def _files(config: EvalConfig, tasks: Mapping[str, LocalTask]) -> list[tuple[str, str]]:
     match config:
         case PositionConfig():
             return [(f"eval.position.texts[{i}]", path) for i, path in enumerate(config.texts or ())]
         case NeedleConfig():
             return [] if config.text is None else [("eval.needle.text", config.text)]
+        case FewShotConfig():
+            local = (tasks[task.task] for task in config.tasks if task.task in tasks)
+            return [("eval.fewshot.tasks", path) for task in local for path in task.files]
         case NllConfig() | RecallConfig() | ModuleWeightsConfig():
             return []
         case _ as never:

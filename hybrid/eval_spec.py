@@ -6,7 +6,7 @@ raises its `revision`.
 """
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Final, assert_never, final
+from typing import Any, ClassVar, Final, Literal, assert_never, final
 
 from hybrid.decode import canonical_json, digest, encode
 from hybrid.probes import check_probe, with_items
@@ -99,7 +99,40 @@ class ModuleWeightsEvalSpec:
     max_examples: int = 64
 
 
-EvalSpec = NllEvalSpec | PositionEvalSpec | NeedleEvalSpec | RecallEvalSpec | ModuleWeightsEvalSpec
+Right = Literal["acc", "acc_norm", "acc_bytes", "exact_match"]
+"""What counts as a right answer: the likeliest choice; by likelihood a character, or a byte, of it; the very words."""
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class TaskEvalSpec:
+    """A task of LM Evaluation Harness, with `shots` answered questions before each; scored by `metric`.
+
+    The accuracies of the tasks of one `benchmark` are averaged into its own. A local task is what its `files` say, by
+    the first 16 hex digits of the SHA-256 of each: its YAML, then its data in the order in which that names them.
+    """
+
+    task: str
+    shots: int
+    metric: Right
+    benchmark: str
+    files: tuple[str, ...]
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class FewShotEvalSpec:
+    """Accuracy on tasks, on the first `limit` questions of each (null: all); `seed` draws the shots."""
+
+    kind: ClassVar[str] = "fewshot"
+    revision: ClassVar[int] = 1
+
+    tasks: tuple[TaskEvalSpec, ...]
+    limit: int | None
+    seed: int
+
+
+EvalSpec = NllEvalSpec | PositionEvalSpec | NeedleEvalSpec | RecallEvalSpec | FewShotEvalSpec | ModuleWeightsEvalSpec
 
 
 def canonical(spec: EvalSpec) -> dict[str, Any]:
@@ -135,7 +168,7 @@ def problems_of(spec: EvalSpec, run: RunSpec) -> list[str]:
                 f"eval.nll.sets.{spec.name} = {data.kind}: expected text, for a run on text; this one's data.kind is "
                 f"{run.data.kind}"
             ]
-        case PositionEvalSpec() | NeedleEvalSpec():
+        case PositionEvalSpec() | NeedleEvalSpec() | FewShotEvalSpec():
             if is_text(run.data) or (isinstance(spec, NeedleEvalSpec) and isinstance(run.data, NeedleSpec)):
                 return []
             return [f"evals = {spec.kind}: data.kind = {run.data.kind}: expected a run on text, such as data=stdlib"]

@@ -525,6 +525,8 @@ def _metric_text(key: str, metrics: Mapping[str, Any]) -> str:
 
 
 def _is_long(value: object) -> bool:
+    if isinstance(value, dict):
+        return True
     return isinstance(value, list) and (len(value) > _LISTED or any(isinstance(inner, list) for inner in value))
 
 

@@ -25,6 +25,8 @@ TORCH_FREE = (
     "probes",
     "eval_spec",
     "eval_config",
+    "task_files",
+    "answers",
     "manifest",
     "durable",
     "checkpoint_files",

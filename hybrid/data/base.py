@@ -66,6 +66,11 @@ class DocumentSource(DataSource):
 
     @property
     @abstractmethod
+    def eos(self) -> int:
+        """The token that every document ends with."""
+
+    @property
+    @abstractmethod
     def token_bytes_V(self) -> NDArray[np.int64]:
         """How many bytes of text each token stands for: none for what marks borders."""
 

@@ -4,7 +4,7 @@ import hashlib
 import logging
 from functools import cached_property
 from pathlib import Path
-from typing import Final, final
+from typing import TYPE_CHECKING, Final, final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +13,9 @@ from hybrid.data.packed import PackedData, Tokens, TokenStream
 from hybrid.data.pieces import token_pieces
 from hybrid.manifest import PREPARE, TOKENIZER, Manifest, ShardFile, ShardSplit, find_corpus
 from hybrid.spec import ConfigError, CorpusSpec, HubSpec
+
+if TYPE_CHECKING:
+    from hybrid.data.prepare.tokenizer import JsonTokenizer
 
 CHECKED_BYTES: Final = 1 << 30
 """Shards of up to so many bytes together are read and compared with their checksums when a run opens them, about a
@@ -65,14 +68,18 @@ class CorpusData(PackedData):
         """Raises ConfigError where the tokenizer's file, or its library, is missing."""
         if not self.manifest.tokenizer_sha256:
             return np.frombuffer(text, dtype=np.uint8).astype(np.int64)
-        from hybrid.data.prepare.tokenizer import JsonTokenizer
-
-        path = str(tokenizer_file(self.directory, self.manifest))
-        encoded = JsonTokenizer(path, token_dtype(self.manifest.token_bytes)).encode([text.decode("utf-8", "replace")])
-        return encoded[0].astype(np.int64)
+        return self._text_tokenizer.encode([text.decode("utf-8", "replace")])[0].astype(np.int64)
 
     def decode(self, tokens: NDArray[np.int64]) -> bytes:
         return b"".join(self._pieces[token] for token in tokens.tolist())
+
+    @cached_property
+    def _text_tokenizer(self) -> "JsonTokenizer":
+        """Read once: a large one takes as long as thousands of texts."""
+        from hybrid.data.prepare.tokenizer import JsonTokenizer
+
+        path = str(tokenizer_file(self.directory, self.manifest))
+        return JsonTokenizer(path, token_dtype(self.manifest.token_bytes))
 
     @cached_property
     def _pieces(self) -> list[bytes]:

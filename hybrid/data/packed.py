@@ -109,11 +109,6 @@ class PackedData(DocumentSource):
             document_BL = np.searchsorted(self._starts(), target_BL, side="right")
             yield Batch(inputs_BL=batch.inputs_BL, targets_BL=batch.targets_BL, document_BL=document_BL)
 
-    @property
-    @abstractmethod
-    def eos(self) -> int:
-        """The token that every document ends with."""
-
     def validation_documents(self) -> Iterator[NDArray[np.int64]]:
         stops = [*self._starts()[1:].tolist(), len(self._validation)]
         for start, stop in zip(self._starts().tolist(), stops, strict=True):

@@ -3,7 +3,7 @@
 from typing import Any, assert_never
 
 from hybrid.mixers.attention import Attention
-from hybrid.mixers.base import KvMixer, Mixer, state_bytes
+from hybrid.mixers.base import KvMixer, Mixer, rows_of_state, state_bytes
 from hybrid.mixers.diff_attention import DiffAttention
 from hybrid.mixers.diff_mamba import DiffMamba
 from hybrid.mixers.intra import Intra
@@ -31,6 +31,7 @@ __all__ = [
     "Mixer",
     "ShortConv",
     "build_mixer",
+    "rows_of_state",
     "state_bytes",
 ]
 

@@ -6,7 +6,7 @@ Shapes: B batch, L length, D d_model; S positions, J key heads, G value heads, P
 import dataclasses
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar, final
+from typing import Any, Generic, TypeVar, cast, final
 
 import torch
 from torch import Tensor, nn
@@ -85,3 +85,23 @@ def state_bytes(state: Any) -> int:
     if dataclasses.is_dataclass(state):
         return sum(state_bytes(getattr(state, field.name)) for field in dataclasses.fields(state))
     return 0
+
+
+def rows_of_state(state: State, rows: Tensor) -> State:
+    """A state of its own for each of `rows`, (B,), numbers of sequences of another state, each as often as it is there.
+
+    What is given stays as it is, and may be stepped on by itself. In every tensor of a state the sequences come first.
+    """
+    return cast(State, _rows_of(state, rows))
+
+
+def _rows_of(state: Any, rows: Tensor) -> Any:
+    if isinstance(state, Tensor):
+        return state.index_select(0, rows)
+    if isinstance(state, tuple):
+        return tuple(_rows_of(item, rows) for item in state)
+    if dataclasses.is_dataclass(state) and not isinstance(state, type):
+        return dataclasses.replace(
+            state, **{field.name: _rows_of(getattr(state, field.name), rows) for field in dataclasses.fields(state)}
+        )
+    return state

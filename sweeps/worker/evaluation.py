@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, assert_never
 from hybrid.eval_config import text_digest
 from hybrid.eval_spec import (
     EvalSpec,
+    FewShotEvalSpec,
     ModuleWeightsEvalSpec,
     NeedleEvalSpec,
     NllEvalSpec,
@@ -95,6 +96,7 @@ def _measured(
     model: "LanguageModel", data: "DataSource", store: Store, run: RunSpec, execution: ExecSpec, spec: EvalSpec
 ) -> dict[str, Any]:
     from hybrid.data import DocumentSource
+    from hybrid.evals.few_shot import evaluate_few_shot
     from hybrid.evals.module_weights import mean_module_weights
     from hybrid.evals.needle import evaluate_needle
     from hybrid.evals.nll import evaluate_nll_by_document, evaluation_batch_size
@@ -145,6 +147,17 @@ def _measured(
                 lengths=spec.lengths,
                 items=spec.items,
                 examples=spec.examples,
+                batch_tokens=batch_size * run.seq_len,
+                dtype=run.dtype,
+            ).metrics()
+        case FewShotEvalSpec():
+            assert isinstance(data, DocumentSource)
+            return evaluate_few_shot(
+                model,
+                data,
+                spec,
+                read_file=lambda digest: _text(store, digest),
+                max_length=run.seq_len,
                 batch_tokens=batch_size * run.seq_len,
                 dtype=run.dtype,
             ).metrics()

@@ -20,7 +20,7 @@ from hybrid import outside
 from hybrid.cost import block_state_bytes, mixer_params
 from hybrid.decode import canonical_json, decode, encode
 from hybrid.init import Initializer
-from hybrid.mixers import KvMixer, Mixer, build_mixer, state_bytes
+from hybrid.mixers import KvMixer, Mixer, build_mixer, rows_of_state, state_bytes
 from hybrid.spec import (
     AttentionSpec,
     BlockSpec,
@@ -332,6 +332,21 @@ def test_step_over_any_partition_equals_forward(spec: MixerSpec, pieces: list[in
     with torch.no_grad():
         got = stepped(mixer, x, pieces, sum(pieces) + room)
         torch.testing.assert_close(got, mixer(x), rtol=0, atol=1e-10)
+
+
+@every_mixer
+def test_rows_of_a_state_go_on_by_themselves(spec: MixerSpec) -> None:
+    mixer = built(spec)
+    x, rows = inputs(9), torch.tensor([1, 0, 1])
+    with torch.no_grad():
+        _, state = mixer.step(x[:, :5], mixer.init_state(2, 9, x.device, x.dtype))
+        taken = rows_of_state(state, rows)
+        # A step writes into the state that it is given: into none that was taken from it, or that it was taken from.
+        mixer.step(torch.zeros_like(x[rows, 5:]), rows_of_state(state, rows))
+        got, _ = mixer.step(x[rows, 5:], taken)
+        own, _ = mixer.step(x[:, 5:], state)
+        torch.testing.assert_close(got, mixer(x)[rows, 5:], rtol=0, atol=1e-10)
+        torch.testing.assert_close(own, mixer(x)[:, 5:], rtol=0, atol=1e-10)
 
 
 @every_mixer
