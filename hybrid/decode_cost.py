@@ -74,8 +74,7 @@ def _block_flops(block: BlockSpec, d_model: int, positions: int) -> int:
         return outside.forward_flops(block.mixer, d_model, 1) + ffn
     p = parts(block.mixer, d_model)
     softmax = sum(2 * s.visible(positions) * (s.d_qk + s.full_d_v) for s in p.softmaxes)
-    # The chunked scan on a chunk of one position: C B^T, times dt x; B (dt x)^T, which is added to the state; C h.
-    scan = sum(2 * (m.n_groups * m.d_state + m.d_ssm) + 4 * m.d_ssm * m.d_state for m in p.scans)
+    scan = sum(4 * m.d_ssm * m.d_state for m in p.scans)  # (dt x) B^T, which is added to the state; h C
     return 2 * p.matrices + convolution_flops(p) + softmax + scan + ffn
 
 
