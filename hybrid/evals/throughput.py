@@ -362,21 +362,28 @@ def measure_training(run: RunSpec, execution: ExecSpec, *, repeats: Repeats, pea
 
 
 def inference_metrics(found: Mapping[int, AtLength], prompt: int) -> dict[str, Any]:
-    """As a record has it: of every length under names that end in `_at_<length>`, and means over the lengths."""
+    """As a record has it: lists by length, of decoding its speed and share under `_at_<length>` too, and means."""
     metrics: dict[str, Any] = {
         "lengths": list(found),
         "prompt": prompt,
         "batch": next(iter(found.values())).batch,
         "largest_batches": [None if at.largest is None else at.largest.tokens for at in found.values()],
     }
-    for what in ("prefill", "decode"):
-        measured = [(length, at.prefill if what == "prefill" else at.decode) for length, at in found.items()]
-        for name in ("tokens_per_s", "roofline_fraction"):
-            metrics[f"{what}_{name}"] = statistics.fmean(one.metrics()[name] for _, one in measured)
+    measured: dict[str, list[Measured | None]] = {
+        "prefill": [at.prefill for at in found.values()],
+        "decode": [at.decode for at in found.values()],
+        "largest_batch_decode": [at.largest for at in found.values()],
+    }
+    for what, by_length in measured.items():
+        told = [None if one is None else one.metrics() for one in by_length]
+        there = [one for one in told if one is not None]
+        for name in there[0] if there else ():
+            metrics[f"{what}_{name}_by_length"] = [None if one is None else one[name] for one in told]
+            if name in ("tokens_per_s", "roofline_fraction"):
+                metrics[f"{what}_{name}"] = statistics.fmean(one[name] for one in there)
     for length, at in found.items():
-        for what, one in (("prefill", at.prefill), ("decode", at.decode), ("largest_batch_decode", at.largest)):
-            for name, value in (one.metrics() if one is not None else {}).items():
-                metrics[f"{what}_{name}_at_{length}"] = value
+        metrics[f"decode_tokens_per_s_at_{length}"] = at.decode.tokens_per_s
+        metrics[f"decode_roofline_fraction_at_{length}"] = at.decode.roofline_fraction
     return metrics
 
 

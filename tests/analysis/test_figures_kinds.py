@@ -51,10 +51,10 @@ def evaluated(book: Any) -> Any:
             evaluate(
                 book,
                 spec,
-                "position_loss",
+                "position",
                 {
                     "positions": places,
-                    "loss_nats": [
+                    "bin_loss_nats": [
                         1.4 + 2 / (1 + p) ** 0.5 + (0.002 * (p - 64) * (3 - i) / 3 if p > 64 else 0) + 0.01 * seed
                         for p in places
                     ],
@@ -329,9 +329,9 @@ def test_a_nan_in_a_curve_is_left_out_of_it(text: Any) -> None:
     ("kind", "said"),
     [
         ("throughput", "decode_tokens_per_s_at_<length>"),
-        ("quality-throughput", "an evaluation of decoding would"),
-        ("position-loss", "an evaluation of the loss by position"),
-        ("needle", "a needle evaluation would"),
+        ("quality-throughput", "mode=eval evals=[throughput] would"),
+        ("position-loss", "mode=eval evals=[position] would"),
+        ("needle", "mode=eval evals=[needle] would"),
         ("weights", "mode=eval records it of models with gated intra-hybrid blocks"),
         ("survival", "is no probe"),
         ("positions", "such as `1:12 at 7`"),
