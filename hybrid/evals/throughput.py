@@ -40,7 +40,7 @@ KNOWN_DEVICES: Final = (A100_80GB_SXM, H100_SXM, H200_SXM)
 MEMORY_SHARE: Final = 0.8
 """Of the memory that is there, so much may be filled with weights and states; activations need the rest."""
 
-_PEAK_REPEATS: Final = 7
+_PEAK_REPEATS: Final = 15
 _CPU_MATRIX, _GPU_MATRIX = 1536, 8192
 _CPU_COPY_BYTES, _GPU_COPY_BYTES = 1 << 28, 1 << 31
 
@@ -123,17 +123,17 @@ def waiter(device: torch.device) -> Callable[[], object]:
     return (lambda: torch.cuda.synchronize(device)) if device.type == "cuda" else (lambda: None)
 
 
-def peaks_of(device: torch.device, dtype: Dtype) -> Peaks:
-    """The datasheet's peaks where it has them, else measured ones."""
+def peaks_of(device: torch.device, dtype: Dtype, clock: Callable[[], float] = time.perf_counter) -> Peaks:
+    """The datasheet's peaks where it has them, else measured ones, by `clock`."""
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
         for known in KNOWN_DEVICES:
             if name in known.reported_names and dtype == known.dtype:
                 return Peaks.published(known)
-    return measured_peaks(device, dtype)
+    return measured_peaks(device, dtype, clock)
 
 
-def measured_peaks(device: torch.device, dtype: Dtype) -> Peaks:
+def measured_peaks(device: torch.device, dtype: Dtype, clock: Callable[[], float] = time.perf_counter) -> Peaks:
     """The best of some matrix products in the dtype, and of some copies: bytes read and bytes written."""
     cpu, element = device.type == "cpu", getattr(torch, dtype)
     size = _CPU_MATRIX if cpu else _GPU_MATRIX
@@ -141,15 +141,13 @@ def measured_peaks(device: torch.device, dtype: Dtype) -> Peaks:
     product = torch.empty_like(a)
     source = torch.ones(_CPU_COPY_BYTES if cpu else _GPU_COPY_BYTES, device=device, dtype=torch.uint8)
     target = torch.empty_like(source)
-    repeats, wait = Repeats(warmup=1, counted=_PEAK_REPEATS), waiter(device)
+    once, wait = Repeats(warmup=0, counted=1, clock=clock), waiter(device)
 
     def best_s(task: Callable[[], object]) -> float:
         # The best and not the median: what else the machine does is no property of the device.
-        return min(Repeats(warmup=0, counted=1).times(task, wait).median_s for _ in range(repeats.counted))
+        return min(once.times(task, wait).median_s for _ in range(_PEAK_REPEATS))
 
     with torch.no_grad():
-        torch.mm(a, b, out=product)
-        target.copy_(source)
         return Peaks(
             flops_per_s=2 * size**3 / best_s(lambda: torch.mm(a, b, out=product)),
             bytes_per_s=2 * source.numel() / best_s(lambda: target.copy_(source)),
