@@ -167,8 +167,9 @@ def inference_bytes(model: ModelSpec, *, batch: int, length: int, element_bytes:
     """Weights, states for `length` tokens and the logits of a step: what decoding holds for sure."""
     distinct = sum(block_params(block, model.d_model) for block in distinct_blocks(model.blocks))
     of_tokens = model.vocab_size * model.d_model * (1 if model.tie_embeddings else 2)
+    vectors = model.d_model * (1 + model.meta_tokens)  # the last norm, and what stands before every sequence
     states = model_state_bytes(model, length, element_bytes)
-    return element_bytes * (distinct + of_tokens) + batch * (states + element_bytes * model.vocab_size)
+    return element_bytes * (distinct + of_tokens + vectors) + batch * (states + element_bytes * model.vocab_size)
 
 
 def largest_batch(model: ModelSpec, *, length: int, element_bytes: int, memory_bytes: int, at_most: int) -> int:
