@@ -1,6 +1,7 @@
 """What depends on the length: speed and cache of decoding, losses by position, needles found."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from statistics import fmean
 from typing import Final
 
@@ -23,7 +24,9 @@ from analysis.figures.recorded import (
     GIVEN_BY,
     NEEDLE_ACCURACY,
     POSITION_DOCUMENTS,
+    POSITION_HIGHS,
     POSITION_LOSSES,
+    POSITION_LOWS,
     POSITIONS,
     decode_fractions,
     decode_speeds,
@@ -137,9 +140,11 @@ def position_loss_picture(ours: Ours) -> Picture:
     found = by_place(results, wanted, lambda cell: series_of(cell, POSITIONS, POSITION_LOSSES))
     if not found:
         raise nothing_to_draw(results, "losses by position", GIVEN_BY[POSITION_LOSSES])
-    lines = tuple(line_of(look, group.label, curve) for look, group, curve in found[:MOST_LINES])
+    lines = tuple(_of_documents(line_of(look, group.label, curve), group) for look, group, curve in found[:MOST_LINES])
+    alone = any(curve.n == 1 and line.low for (_, _, curve), line in zip(found, lines, strict=False))
     how = [
         band_line([curve for _, _, curve in found]),
+        "The band of a single seed is the 95% interval by resampling documents." if alone else "",
         documents_line([cell for _, group, _ in found for cell in group.done]),
         not_drawn_line(len(found) - MOST_LINES),
         without_line(results, wanted, [group for _, group, _ in found], "loss by position recorded"),
@@ -151,6 +156,15 @@ def position_loss_picture(ours: Ours) -> Picture:
         upright=training_length(results),
     )
     return picture(results, "position-loss", how, (panel,))
+
+
+def _of_documents(line: Line, group: Group) -> Line:
+    """The line of a single seed with the interval over documents, where it was recorded of every bin."""
+    (cell, *others) = [one for one in group.done if series_of(one, POSITIONS, POSITION_LOSSES)]
+    low, high = (series_of(cell, POSITIONS, name) for name in (POSITION_LOWS, POSITION_HIGHS))
+    if others or low is None or high is None:
+        return line
+    return replace(line, low=low.y, high=high.y)
 
 
 def documents_line(cells: Sequence[CellResult]) -> str:

@@ -98,6 +98,7 @@ def test_what_evaluations_record_is_drawn_and_tabled(
     for line in lines.lines:
         position = metrics[line.label]["position"]
         assert (list(line.x), list(line.y)) == (position["positions"], position["bin_loss_nats"])
+        assert (list(line.low), list(line.high)) == (position["bin_loss_nats_low"], position["bin_loss_nats_high"])
     for panel in panels("needle"):
         assert isinstance(panel, HeatMap)
         needle = metrics[panel.title.split()[0]]["needle"]
