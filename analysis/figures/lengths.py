@@ -143,8 +143,8 @@ def position_loss_picture(ours: Ours) -> Picture:
     lines = tuple(_of_documents(line_of(look, group.label, curve), group) for look, group, curve in found[:MOST_LINES])
     alone = any(curve.n == 1 and line.low for (_, _, curve), line in zip(found, lines, strict=False))
     how = [
-        band_line([curve for _, _, curve in found]),
-        "The band of a single seed is the 95% interval by resampling documents." if alone else "",
+        "A single seed has the 95% interval by resampling documents as its band." if alone else "",
+        band_line([curve for _, _, curve in found]) if not alone or any(curve.n > 1 for _, _, curve in found) else "",
         documents_line([cell for _, group, _ in found for cell in group.done]),
         not_drawn_line(len(found) - MOST_LINES),
         without_line(results, wanted, [group for _, group, _ in found], "loss by position recorded"),
