@@ -52,16 +52,14 @@ def decode_cost(model: ModelSpec, *, batch: int, length: int, element_bytes: int
     `element_bytes` is the size of the model's dtype: weights, keys, values and the inputs of convolutions.
     """
     d_model, positions = model.d_model, model.meta_tokens + length
-    head = d_model * model.vocab_size
-    flops, weights, kv, state = 2 * head, d_model + head + batch * d_model, 0, 0
+    flops, kv, state = 2 * d_model * model.vocab_size, 0, 0
     for block in model.blocks:
         flops += _block_flops(block, d_model, positions)
-        weights += _weights_read(block, d_model, batch)
         kv += _kv_elements(block.mixer, d_model, positions)
         state += 2 * _state_bytes(block.mixer, d_model, positions, element_bytes)
     return DecodeCost(
         full_flops=batch * flops,
-        weight_bytes=element_bytes * weights,
+        weight_bytes=element_bytes * (weights_read(model, batch) + batch * d_model),
         kv_bytes=batch * element_bytes * kv,
         state_bytes=batch * state,
     )
@@ -74,9 +72,14 @@ def _block_flops(block: BlockSpec, d_model: int, positions: int) -> int:
         return outside.forward_flops(block.mixer, d_model, 1) + ffn
     p = parts(block.mixer, d_model)
     softmax = sum(2 * s.visible(positions) * (s.d_qk + s.full_d_v) for s in p.softmaxes)
-    # The chunked scan on a chunk of one position: C B^T, times dt x; B (dt x)^T, which is added to the state; C h.
-    scan = sum(2 * (m.n_groups * m.d_state + m.d_ssm) + 4 * m.d_ssm * m.d_state for m in p.scans)
+    scan = sum(4 * m.d_ssm * m.d_state for m in p.scans)  # (dt x) B^T, which is added to the state; h C
     return 2 * p.matrices + convolution_flops(p) + softmax + scan + ffn
+
+
+def weights_read(model: ModelSpec, tokens: int) -> int:
+    """Parameters that a pass over so many tokens reads: head, blocks and norms; not the embedding's rows."""
+    blocks = sum(_weights_read(block, model.d_model, tokens) for block in model.blocks)
+    return model.d_model * (1 + model.vocab_size) + blocks
 
 
 def _weights_read(block: BlockSpec, d_model: int, batch: int) -> int:

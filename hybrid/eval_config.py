@@ -20,6 +20,7 @@ from hybrid.eval_spec import (
     RecallEvalSpec,
     Right,
     TaskEvalSpec,
+    ThroughputEvalSpec,
     is_gated,
     problems_of,
     usual_evals,
@@ -37,6 +38,9 @@ _BINS: Final = 8
 
 _LENGTHS_OF_RECALL: Final = (1, 2, 4)
 """A synthetic task is tried at so many times its length in training."""
+_TOTAL_LENGTHS: Final = (1, 2, 4, 8, 16)
+_PROMPT: Final = 16
+"""Decoding goes to so many quarters of a training length, from a 16th of it: the paper's 2K to 32K from 512, for 8K."""
 
 _NEEDLE_ROOM: Final = 64
 """What the paper's prompts leave of whole steps: 960, 1984, ..., 16320 tokens."""
@@ -114,7 +118,23 @@ class FewShotConfig:
     seed: int
 
 
-EvalConfig = NllConfig | PositionConfig | NeedleConfig | RecallConfig | FewShotConfig | ModuleWeightsConfig
+@final
+@dataclass(frozen=True, kw_only=True)
+class ThroughputConfig:
+    """The `eval.throughput` settings; null lengths follow from the run's, a null device from `exec.device`."""
+
+    device: str | None
+    lengths: tuple[int, ...] | None
+    batch: int
+    prompt: int | None
+    max_batch: int | None
+    warmup: int
+    repeats: int
+
+
+EvalConfig = (
+    NllConfig | PositionConfig | NeedleConfig | RecallConfig | FewShotConfig | ModuleWeightsConfig | ThroughputConfig
+)
 KINDS: Final[Mapping[str, type[EvalConfig]]] = {
     "nll": NllConfig,
     "position": PositionConfig,
@@ -122,6 +142,7 @@ KINDS: Final[Mapping[str, type[EvalConfig]]] = {
     "recall": RecallConfig,
     "fewshot": FewShotConfig,
     "module_weights": ModuleWeightsConfig,
+    "throughput": ThroughputConfig,
 }
 
 
@@ -131,13 +152,15 @@ class EvalSettings:
     """Which evaluations were asked for; None where none were named. `sets` are the other corpora of their losses.
 
     `texts` are the files that they read, as they were named, with the first 16 hex digits of the SHA-256 of each;
-    `tasks` the local tasks, by the file that was named.
+    `tasks` the local tasks, by the file that was named; `device` is that of the execution, on which speed is measured
+    unless another is named.
     """
 
     asked: tuple[EvalConfig, ...] | None
     sets: Mapping[str, DataSpec] = field(default_factory=dict)
     texts: Mapping[str, str] = field(default_factory=dict)
     tasks: Mapping[str, LocalTask] = field(default_factory=dict)
+    device: str = "cpu"
 
     def of(self, run: RunSpec) -> tuple[EvalSpec, ...]:
         """The evaluations of a run, each once. Raises ConfigError with all that mean nothing for it."""
@@ -173,6 +196,8 @@ class EvalSettings:
             case ModuleWeightsConfig():
                 # Of a sweep's rows, those that have gates are meant.
                 return [ModuleWeightsEvalSpec(max_examples=config.max_examples)] if is_gated(run) else []
+            case ThroughputConfig():
+                return [_throughput(config, run.seq_len, self.device)]
             case _ as never:
                 assert_never(never)
 
@@ -231,11 +256,35 @@ def _recall(config: RecallConfig, seq_len: int) -> RecallEvalSpec:
     )
 
 
+def _throughput(config: ThroughputConfig, seq_len: int, device: str) -> ThroughputEvalSpec:
+    """Raises ConfigError where the prompt is not shorter than the lengths."""
+    lengths = config.lengths or tuple(max(2, quarters * seq_len // 4) for quarters in _TOTAL_LENGTHS)
+    prompt = max(1, seq_len // _PROMPT) if config.prompt is None else config.prompt
+    if prompt >= min(lengths):
+        raise ConfigError(
+            f"eval.throughput.prompt = {prompt}: expected fewer tokens than the least total length, {min(lengths)}"
+        )
+    return ThroughputEvalSpec(
+        device=config.device or device.partition(":")[0],
+        lengths=tuple(sorted(set(lengths))),
+        batch=config.batch,
+        prompt=prompt,
+        max_batch=config.max_batch,
+        warmup=config.warmup,
+        repeats=config.repeats,
+    )
+
+
 # --- reading ------------------------------------------------------------------------------------
 
 
-def read_evals(evals: object, sections: object, *, stdlib_fingerprint: Fingerprints) -> EvalSettings:
-    """Read the `evals` and `eval` settings. Raises ConfigError with every problem, each with its path."""
+def read_evals(
+    evals: object, sections: object, *, stdlib_fingerprint: Fingerprints, device: str = "cpu"
+) -> EvalSettings:
+    """Read the `evals` and `eval` settings, asked with an execution on `device`.
+
+    Raises ConfigError with every problem, each with its path.
+    """
     problems: list[str] = []
     if not isinstance(sections, Mapping) or set(sections) != set(KINDS):
         raise ConfigError(f"eval = {sections!r}: expected settings: {', '.join(KINDS)}")
@@ -272,7 +321,7 @@ def read_evals(evals: object, sections: object, *, stdlib_fingerprint: Fingerpri
                 texts[path] = digest
     if problems:
         raise ConfigError(list(dict.fromkeys(problems)))
-    return EvalSettings(asked=None if evals is None else asked, sets=sets, texts=texts, tasks=tasks)
+    return EvalSettings(asked=None if evals is None else asked, sets=sets, texts=texts, tasks=tasks, device=device)
 
 
 def _config(entry: object, sections: Mapping[Any, Any]) -> EvalConfig:
@@ -351,6 +400,26 @@ def _check(config: EvalConfig) -> None:
             ]
         case ModuleWeightsConfig():
             problems = _least({"eval.module_weights.max_examples": (config.max_examples, 1)})
+        case ThroughputConfig():
+            problems = _least(
+                {
+                    **{f"eval.throughput.lengths[{i}]": (n, 2) for i, n in enumerate(config.lengths or ())},
+                    "eval.throughput.batch": (config.batch, 1),
+                    "eval.throughput.prompt": (config.prompt, 1),
+                    "eval.throughput.max_batch": (config.max_batch, 1),
+                    "eval.throughput.warmup": (config.warmup, 1),
+                    "eval.throughput.repeats": (config.repeats, 1),
+                }
+            )
+            if config.lengths is not None and (not config.lengths or len(set(config.lengths)) < len(config.lengths)):
+                problems.append(
+                    f"eval.throughput.lengths = {list(config.lengths)}: expected different numbers, at least one"
+                )
+            if config.device is not None and not re.fullmatch(r"[a-z][a-z0-9_.-]*", config.device):
+                problems.append(
+                    f"eval.throughput.device = {config.device!r}: expected cpu, cuda, a100, h100, h200, or a word of "
+                    "small letters and digits for a machine"
+                )
         case _ as never:
             assert_never(never)
     if problems:
@@ -414,7 +483,7 @@ def _files(config: EvalConfig, tasks: Mapping[str, LocalTask]) -> list[tuple[str
         case FewShotConfig():
             local = (tasks[task.task] for task in config.tasks if task.task in tasks)
             return [("eval.fewshot.tasks", path) for task in local for path in task.files]
-        case NllConfig() | RecallConfig() | ModuleWeightsConfig():
+        case NllConfig() | RecallConfig() | ModuleWeightsConfig() | ThroughputConfig():
             return []
         case _ as never:
             assert_never(never)

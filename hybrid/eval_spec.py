@@ -132,7 +132,41 @@ class FewShotEvalSpec:
     seed: int
 
 
-EvalSpec = NllEvalSpec | PositionEvalSpec | NeedleEvalSpec | RecallEvalSpec | FewShotEvalSpec | ModuleWeightsEvalSpec
+@final
+@dataclass(frozen=True, kw_only=True)
+class ThroughputEvalSpec:
+    """How fast a run's model trains, reads and decodes (arXiv 2510.04800, Table 13), beside rooflines.
+
+    `batch` sequences go from `prompt` tokens to each of `lengths`; with `max_batch`, as many too as fit, up to that.
+
+    What comes out depends on the machine, which no spec describes: so `device` is what tells one measurement from
+    another. It is the kind of device of the execution that was asked with, cpu or cuda, unless it was named: a100, h100
+    or h200, which only such a card fulfils, or any word for a machine, such as `new_node`, under which it is measured
+    anew. Threads, kernels and versions, and what the device calls itself, are in the record; the first to
+    measure under a name has said what it is, as with all records.
+    """
+
+    kind: ClassVar[str] = "throughput"
+    revision: ClassVar[int] = 1
+
+    device: str
+    lengths: tuple[int, ...]
+    batch: int
+    prompt: int
+    max_batch: int | None
+    warmup: int
+    repeats: int
+
+
+EvalSpec = (
+    NllEvalSpec
+    | PositionEvalSpec
+    | NeedleEvalSpec
+    | RecallEvalSpec
+    | FewShotEvalSpec
+    | ModuleWeightsEvalSpec
+    | ThroughputEvalSpec
+)
 
 
 def canonical(spec: EvalSpec) -> dict[str, Any]:
@@ -159,7 +193,7 @@ def is_gated(run: RunSpec) -> bool:
 def problems_of(spec: EvalSpec, run: RunSpec) -> list[str]:
     """Why an evaluation means nothing for this run, a line each; what only its data can tell is not asked here."""
     match spec:
-        case ModuleWeightsEvalSpec():
+        case ModuleWeightsEvalSpec() | ThroughputEvalSpec():
             return []
         case NllEvalSpec(data=data):
             if data is None or (is_text(run.data) and is_text(data)):

@@ -22,6 +22,7 @@ from torch.utils.checkpoint import checkpoint
 from hybrid.data.base import NOT_SCORED
 from hybrid.ffn import Moe, build_ffn
 from hybrid.init import Initializer
+from hybrid.linear import product
 from hybrid.mixers import KvMixer, build_mixer
 from hybrid.mixers.base import KeysValues
 from hybrid.norm import RMSNorm
@@ -253,7 +254,7 @@ class LanguageModel(nn.Module):
         x, multiplier = self.final_norm(x), self.spec.logit_multiplier
         # The logits times the multiplier, at the price of d_model products instead of vocab_size.
         x = x if multiplier == 1.0 else x * multiplier
-        return F.linear(x, self.embedding if self.head is None else self.head)
+        return product(x, self.embedding if self.head is None else self.head)
 
 
 def _block_names(blocks: tuple[BlockSpec, ...]) -> tuple[str, ...]:

@@ -21,7 +21,11 @@ class RMSNorm(nn.Module):
 
     def forward(self, x_BLD: Tensor) -> Tensor:
         dtype = compute_dtype(x_BLD.dtype)
-        y_BLD: Tensor = _RmsNorm.apply(x_BLD.to(dtype), self.weight.to(dtype), self.eps)
+        x, weight = x_BLD.to(dtype), self.weight.to(dtype)
+        if torch.is_grad_enabled():
+            y_BLD: Tensor = _RmsNorm.apply(x, weight, self.eps)
+        else:  # as fast as it can be called: in decoding the call costs more than the sums
+            y_BLD, _ = _rms_normed(x, weight, self.eps)
         return y_BLD.to(x_BLD.dtype)
 
 
@@ -41,21 +45,31 @@ class GatedRMSNorm(nn.Module):
     def forward(self, x_BLD: Tensor, z_BLD: Tensor) -> Tensor:
         dtype = compute_dtype(x_BLD.dtype)
         x, z, weight = x_BLD.to(dtype), z_BLD.to(dtype), self.weight.to(dtype)
-        if self.n_groups == 1:
-            y_BLD: Tensor = _GatedRmsNorm.apply(x, z, weight, self.eps)
+        if self.n_groups > 1:
+            x, z, weight = (t.unflatten(-1, (self.n_groups, -1)) for t in (x, z, weight))
+        if torch.is_grad_enabled():
+            y: Tensor = _GatedRmsNorm.apply(x, z, weight, self.eps)
         else:
-            parts = (self.n_groups, -1)
-            y_BLGR = _GatedRmsNorm.apply(
-                x.unflatten(-1, parts), z.unflatten(-1, parts), weight.unflatten(-1, parts), self.eps
-            )
-            y_BLD = y_BLGR.flatten(-2)
-        return y_BLD.to(x_BLD.dtype)
+            y, _ = _gated_rms_normed(x, z, weight, self.eps)
+        return (y if self.n_groups == 1 else y.flatten(-2)).to(x_BLD.dtype)
 
 
 def _inverse_rms(x_BLD: Tensor, eps: float) -> Tensor:
     """1 / sqrt(mean(x^2) + eps): (..., 1)."""
     norm = torch.linalg.vector_norm(x_BLD, dim=-1, keepdim=True)
     return norm.square_().div_(x_BLD.shape[-1]).add_(eps).rsqrt_()
+
+
+def _rms_normed(x_BLD: Tensor, weight_D: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """The normalised x, and what it was multiplied by: (..., 1)."""
+    rrms_BL1 = _inverse_rms(x_BLD, eps)
+    return (x_BLD * rrms_BL1).mul_(weight_D), rrms_BL1
+
+
+def _gated_rms_normed(x_BLD: Tensor, z_BLD: Tensor, weight_D: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    gated_BLD = F.silu(z_BLD).mul_(x_BLD)
+    rrms_BL1 = _inverse_rms(gated_BLD, eps)
+    return gated_BLD.mul_(rrms_BL1).mul_(weight_D), rrms_BL1
 
 
 def _rms_norm_grads(dy_BLD: Tensor, x_BLD: Tensor, rrms_BL1: Tensor, weight_D: Tensor) -> tuple[Tensor, Tensor]:
@@ -78,9 +92,9 @@ def _rms_norm_grads(dy_BLD: Tensor, x_BLD: Tensor, rrms_BL1: Tensor, weight_D: T
 class _RmsNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: torch.autograd.function.FunctionCtx, x_BLD: Tensor, weight_D: Tensor, eps: float) -> Tensor:
-        rrms_BL1 = _inverse_rms(x_BLD, eps)
+        y_BLD, rrms_BL1 = _rms_normed(x_BLD, weight_D, eps)
         ctx.save_for_backward(x_BLD, weight_D, rrms_BL1)
-        return (x_BLD * rrms_BL1).mul_(weight_D)
+        return y_BLD
 
     @staticmethod
     @once_differentiable
@@ -94,10 +108,9 @@ class _GatedRmsNorm(torch.autograd.Function):
     def forward(
         ctx: torch.autograd.function.FunctionCtx, x_BLD: Tensor, z_BLD: Tensor, weight_D: Tensor, eps: float
     ) -> Tensor:
-        gated_BLD = F.silu(z_BLD).mul_(x_BLD)
-        rrms_BL1 = _inverse_rms(gated_BLD, eps)
+        y_BLD, rrms_BL1 = _gated_rms_normed(x_BLD, z_BLD, weight_D, eps)
         ctx.save_for_backward(x_BLD, z_BLD, weight_D, rrms_BL1)
-        return gated_BLD.mul_(rrms_BL1).mul_(weight_D)
+        return y_BLD
 
     @staticmethod
     @once_differentiable

@@ -366,7 +366,7 @@ def _surroundings(config: Mapping[str, Any]) -> Surroundings:
             return None
 
     mode = keep(lambda: decode(cast(Any, Mode), config["mode"], "mode"))
-    evals = keep(lambda: read_evals(config["evals"], config["eval"], stdlib_fingerprint=_fingerprint))
+    evals = keep(lambda: _read_evals(config))
     generation = keep(lambda: _generation(config["generate"]))
     plan = keep(lambda: read_plan_settings(config["plan"]))
     store = keep(lambda: open_store(config))
@@ -383,6 +383,11 @@ def _surroundings(config: Mapping[str, Any]) -> Surroundings:
         wait=cast(bool, wait),
         notify=cast(NotifySettings, notify),
     )
+
+
+def _read_evals(config: Mapping[str, Any]) -> EvalSettings:
+    device = config["exec"]["device"]
+    return read_evals(config["evals"], config["eval"], stdlib_fingerprint=_fingerprint, device=str(device))
 
 
 def _generation(config: Mapping[str, Any]) -> GenerateConfig:

@@ -18,6 +18,7 @@ TORCH_FREE = (
     "layout",
     "cost",
     "decode_cost",
+    "roofline",
     "memory",
     "equivalence",
     "budget",

@@ -17,7 +17,7 @@ from typing import Final, Literal, final
 
 from analysis import decide
 from analysis.claims.judge import Found, Judged, Used
-from analysis.claims.parts import ACCURACY, DCLM, LENGTHS, PG19, THROUGHPUT, Compare, Metric, Quoted, Row
+from analysis.claims.parts import ACCURACY, DCLM, FRACTION, LENGTHS, PG19, THROUGHPUT, Compare, Metric, Quoted, Row
 from analysis.claims.source import PrintedSource, Source, Value
 from analysis.claims.unequal import IMPLEMENTATION_FACTOR, Timed, Twins, allowed_tokens_per_s, unequal_twins
 from analysis.decide import Difference
@@ -374,7 +374,13 @@ class Checks:
         rows = list(
             dict.fromkeys(u.row for r in found if r.metric is not None and r.metric.logarithmic for u in r.used)
         )
-        shares = {
+        recorded = {
+            (row, length): value.mean
+            for row in rows
+            for length in LENGTHS
+            if (value := self._source.value(row, FRACTION[length])) is not None and value.mean > 0
+        }
+        shares = recorded or {
             (row, length): value.mean / self._allowed(row, length)
             for row in rows
             for length in LENGTHS
@@ -387,14 +393,15 @@ class Checks:
             yield Finding(
                 kind="implementation",
                 text=f"the throughputs are those of implementations: of what weights, cache and operations would allow "
-                f"on an H200, {low.label} at {at_low // 1024}K reaches {shares[low, at_low]:.2%} and {high.label} at "
-                f"{at_high // 1024}K {shares[high, at_high]:.1%}",
+                f"on {'the device measured' if recorded else 'an H200'}, {low.label} at {at_low // 1024}K reaches "
+                f"{shares[low, at_low]:.2%} and {high.label} at {at_high // 1024}K {shares[high, at_high]:.1%}",
                 numbers=tuple(
                     {"row": str(row), "length": length, "share of the roofline": round(share, 5)}
                     for (row, length), share in shares.items()
                 ),
             )
-        yield from self._unequal_twins()
+        if not recorded:
+            yield from self._unequal_twins()
 
     def _unequal_twins(self) -> Iterable[Finding]:
         """Of all rows with throughput, the two of like caches that should be as fast as each other and are least so."""

@@ -75,6 +75,19 @@ THROUGHPUT: Final[Mapping[int, Metric]] = {
     )
     for length in LENGTHS
 }
+FRACTION: Final[Mapping[int, Metric]] = {
+    length: Metric(
+        name=f"fraction_{length // 1024}k",
+        label=f"share of the roofline at {length // 1024}K",
+        unit="",
+        better="greater",
+        margin=0.05,
+        digits=3,
+        columns=(),
+        recorded=f"decode_roofline_fraction_at_{length}",
+    )
+    for length in LENGTHS
+}
 MEAN_THROUGHPUT: Final = Metric(
     name="tp_mean",
     label="throughput averaged over 2K to 32K",

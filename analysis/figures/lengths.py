@@ -1,10 +1,11 @@
 """What depends on the length: speed and cache of decoding, losses by position, needles found."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from statistics import fmean
 from typing import Final
 
-from analysis.claims.unequal import Timed, unequal_twins
+from analysis.claims.unequal import Timed, most_bound, unequal_twins
 from analysis.figures.numbers import machines_line, not_drawn_line
 from analysis.figures.ours import (
     Ours,
@@ -22,13 +23,17 @@ from analysis.figures.recorded import (
     DECODE_SPEED,
     GIVEN_BY,
     NEEDLE_ACCURACY,
+    POSITION_DOCUMENTS,
+    POSITION_HIGHS,
     POSITION_LOSSES,
+    POSITION_LOWS,
     POSITIONS,
+    decode_fractions,
     decode_speeds,
     needle_of,
     series_of,
 )
-from analysis.load import Group
+from analysis.load import CellResult, Group
 from analysis.tables.words import count, listed
 from hybrid.cost import paper_block_cache_bytes
 from hybrid.spec import ConfigError, ModelSpec
@@ -67,6 +72,10 @@ def throughput_panel(lines: Sequence[Line]) -> Lines:
 
 def unequal_line(timed: Sequence[Timed]) -> str:
     """What a reader must know of throughputs that compare implementations; empty where none is found out."""
+    if any(one.roofline_fraction for one in timed):
+        bound = most_bound(timed)
+        words = "These throughputs compare implementations, not architectures; they are"
+        return "" if bound is None else f"{words} {bound}."
     twins = unequal_twins(timed)
     if twins is None:
         return ""
@@ -131,9 +140,12 @@ def position_loss_picture(ours: Ours) -> Picture:
     found = by_place(results, wanted, lambda cell: series_of(cell, POSITIONS, POSITION_LOSSES))
     if not found:
         raise nothing_to_draw(results, "losses by position", GIVEN_BY[POSITION_LOSSES])
-    lines = tuple(line_of(look, group.label, curve) for look, group, curve in found[:MOST_LINES])
+    lines = tuple(_of_documents(line_of(look, group.label, curve), group) for look, group, curve in found[:MOST_LINES])
+    alone = any(curve.n == 1 and line.low for (_, _, curve), line in zip(found, lines, strict=False))
     how = [
-        band_line([curve for _, _, curve in found]),
+        "A single seed has the 95% interval by resampling documents as its band." if alone else "",
+        band_line([curve for _, _, curve in found]) if not alone or any(curve.n > 1 for _, _, curve in found) else "",
+        documents_line([cell for _, group, _ in found for cell in group.done]),
         not_drawn_line(len(found) - MOST_LINES),
         without_line(results, wanted, [group for _, group, _ in found], "loss by position recorded"),
     ]
@@ -144,6 +156,22 @@ def position_loss_picture(ours: Ours) -> Picture:
         upright=training_length(results),
     )
     return picture(results, "position-loss", how, (panel,))
+
+
+def _of_documents(line: Line, group: Group) -> Line:
+    """The line of a single seed with the interval over documents, where it was recorded of every bin."""
+    (cell, *others) = [one for one in group.done if series_of(one, POSITIONS, POSITION_LOSSES)]
+    low, high = (series_of(cell, POSITIONS, name) for name in (POSITION_LOWS, POSITION_HIGHS))
+    if others or low is None or high is None:
+        return line
+    return replace(line, low=low.y, high=high.y)
+
+
+def documents_line(cells: Sequence[CellResult]) -> str:
+    """Over how many documents the losses are means; empty where runs differ in it, or do not say."""
+    found = {cell.number(POSITION_DOCUMENTS) for cell in cells}
+    n = found.pop() if len(found) == 1 else None
+    return "" if n is None else f"Losses are means over {count(int(n), 'document')}, each read from its beginning."
 
 
 def needle_picture(ours: Ours) -> Picture:
@@ -199,4 +227,13 @@ def timed_of(group: Group) -> Timed | None:
         return None
     shared = set(runs[0].x).intersection(*(run.x for run in runs[1:]))
     speeds = {int(x): fmean(dict(zip(run.x, run.y, strict=True))[x] for run in runs) for x in sorted(shared)}
-    return Timed(name=group.label, label=group.label, model=group.specs[0].model, tokens_per_s=speeds)
+    shares = [dict(zip(found.x, found.y, strict=True)) for cell in group.done if (found := decode_fractions(cell))]
+    return Timed(
+        name=group.label,
+        label=group.label,
+        model=group.specs[0].model,
+        tokens_per_s=speeds,
+        roofline_fraction={n: fmean(one[n] for one in shares) for n in speeds if all(n in one for one in shares)}
+        if shares
+        else {},
+    )

@@ -3,6 +3,7 @@
 from statistics import fmean
 
 from analysis import stats
+from analysis.claims.unequal import fraction_of, fractions_of, implementation_bound
 from analysis.contrasts import rank
 from analysis.load import Group, Results
 from analysis.tables.captions import flops_line, interval_lines, missing_notes, request_table
@@ -16,7 +17,16 @@ from analysis.tables.columns import (
 )
 from analysis.tables.differences import mark_notes, mark_of
 from analysis.tables.table import Column, Table, Value
-from analysis.tables.words import VAL_LOSS, four_digits, metric_better, metric_header, show, si, three_digits
+from analysis.tables.words import (
+    VAL_LOSS,
+    four_digits,
+    metric_better,
+    metric_header,
+    number,
+    show,
+    si,
+    three_digits,
+)
 from hybrid.spec import StdlibSpec
 
 
@@ -43,7 +53,20 @@ def estimate_table(results: Results, metric: str, *, margin: float = 0.0) -> Tab
         ),
         Column[Group](key="n", header="n", value=lambda group: len(group.numbers(metric)), fmt=str),
     ]
+    shares = fractions_of(results.groups, metric)
+    if shares:
+        columns.append(
+            Column[Group](
+                key=str(fraction_of(metric)),
+                header="of roofline",
+                value=lambda group: shares.get(group.label),
+                fmt=_percent,
+            )
+        )
     footnotes = [*mark_notes(results, ranking, header, margin=margin), *missing_notes(results, metric, header)]
+    bound = implementation_bound(f"in {header}", shares)
+    if bound is not None:
+        footnotes.append(f"These speeds compare implementations, not architectures; they are {bound}.")
     specs = results.specs
     if metric == VAL_LOSS and specs and all(isinstance(spec.data, StdlibSpec) for spec in specs):
         columns.append(
@@ -69,6 +92,10 @@ def estimate_table(results: Results, metric: str, *, margin: float = 0.0) -> Tab
         footnotes.append("Not all runs have a result yet.")
     caption = ["" if results.is_probe else flops_line(results), *interval_lines(results, metric, pooling, header)]
     return request_table(results, tuple(columns), caption=caption, footnotes=footnotes)
+
+
+def _percent(value: Value) -> str:
+    return f"{100 * number(value):.2g}%"
 
 
 def _bits_per_byte(group: Group) -> Value:

@@ -1,6 +1,7 @@
 """Values, numbers and names of metrics as a person reads them."""
 
 import math
+import re
 from collections.abc import Sequence
 from typing import Final, Literal, assert_never
 
@@ -63,19 +64,26 @@ METRICS: Final[dict[str, tuple[str, Literal["lower", "higher"] | None]]] = {
     "few_shot_accuracy_percent": ("few-shot average %", "higher"),
     "recall_accuracy_percent": ("accuracy %", "higher"),
     "tokens_per_s": ("tokens/s", "higher"),
+    "train_tokens_per_s": ("training tokens/s", "higher"),
+    "train_mfu_percent": ("MFU %", "higher"),
+    "prefill_tokens_per_s": ("prefill tokens/s", "higher"),
+    "decode_tokens_per_s": ("decoding tokens/s", "higher"),
+    "largest_batch_decode_tokens_per_s": ("decoding tokens/s, largest batch", "higher"),
     "wall_s": ("wall s", "lower"),
     "steps_to_threshold": ("steps to threshold", "lower"),
 }
+_DECODING_AT: Final = re.compile(r"decode_tokens_per_s_at_(\d+)")
 
 
 def metric_better(metric: str) -> Literal["lower", "higher"] | None:
     """Which way is good in a metric; None where that is not known."""
-    return METRICS.get(metric, (metric, None))[1]
+    return METRICS.get(metric, (metric, "higher" if _DECODING_AT.fullmatch(metric) else None))[1]
 
 
 def metric_header(metric: str) -> str:
     """The words for a metric, with its unit."""
-    return METRICS.get(metric, (metric, None))[0]
+    at = _DECODING_AT.fullmatch(metric)
+    return METRICS.get(metric, (f"decoding tokens/s to {int(at[1]):,}" if at else metric, None))[0]
 
 
 def whole(value: Value) -> str:

@@ -64,6 +64,8 @@ def causal_conv_step(
 ) -> tuple[Tensor, Tensor]:
     """Continue after the T - 1 inputs in `state_BTC`: outputs for x, and the state after it."""
     past_BLC, state_BTC = _continued(x_BLC, weight_CT, state_BTC)
+    if _is_one_position(x_BLC, past_BLC, weight_CT, kernels):
+        return _at_the_last(past_BLC, weight_CT, bias_C), state_BTC
     return causal_conv(past_BLC, weight_CT, bias_C, kernels=kernels)[:, weight_CT.shape[1] - 1 :], state_BTC
 
 
@@ -72,6 +74,8 @@ def causal_conv_silu_step(
 ) -> tuple[Tensor, Tensor]:
     """`causal_conv_step` with SiLU."""
     past_BLC, state_BTC = _continued(x_BLC, weight_CT, state_BTC)
+    if _is_one_position(x_BLC, past_BLC, weight_CT, kernels):
+        return F.silu(_at_the_last(past_BLC, weight_CT, bias_C)), state_BTC
     return causal_conv_silu(past_BLC, weight_CT, bias_C, kernels=kernels)[:, weight_CT.shape[1] - 1 :], state_BTC
 
 
@@ -83,6 +87,21 @@ def _is_fused(x_BLC: Tensor, weight_CT: Tensor, kernels: Kernels) -> bool:
             return False
         case _:
             assert_never(kernels.conv)
+
+
+def _is_one_position(x_BLC: Tensor, past_BLC: Tensor, weight_CT: Tensor, kernels: Kernels) -> bool:
+    """Whether it is a step of decoding that PyTorch takes, in the dtype that it computes in."""
+    plain = x_BLC.shape[1] == 1 and not torch.is_grad_enabled() and x_BLC.dtype == compute_dtype(x_BLC.dtype)
+    return plain and not _is_fused(past_BLC, weight_CT, kernels)
+
+
+def _at_the_last(past_BTC: Tensor, weight_CT: Tensor, bias_C: Tensor) -> Tensor:
+    """The convolution at the last of T positions alone, (B, 1, C): the same sum in the same order."""
+    taps, weight_TC = weight_CT.shape[1], weight_CT.to(past_BTC.dtype).t().contiguous()
+    conv_B1C = torch.addcmul(bias_C.to(past_BTC.dtype), past_BTC[:, -1:], weight_TC[-1])
+    for tap in range(taps - 2, -1, -1):
+        conv_B1C.addcmul_(past_BTC[:, tap : tap + 1], weight_TC[tap])
+    return conv_B1C
 
 
 def _continued(x_BLC: Tensor, weight_CT: Tensor, state_BTC: Tensor) -> tuple[Tensor, Tensor]:

@@ -57,7 +57,11 @@ def _cached_tables(spec: RopeSpec, head_dim: int, n_positions: int, device: torc
 def apply_rope(x_BLHP: Tensor, cos_L1F: Tensor, sin_L1F: Tensor) -> Tensor:
     """Turn every head at every position by its angles; computed in float32 at least, in the dtype of x at the end."""
     dtype = compute_dtype(x_BLHP.dtype)
-    rotated_BLHP: Tensor = _Rotate.apply(x_BLHP.to(dtype), cos_L1F.to(dtype), sin_L1F.to(dtype))
+    x, cos_L1F, sin_L1F = x_BLHP.to(dtype), cos_L1F.to(dtype), sin_L1F.to(dtype)
+    if torch.is_grad_enabled():
+        rotated_BLHP: Tensor = _Rotate.apply(x, cos_L1F, sin_L1F)
+    else:
+        rotated_BLHP = _rotated(x, cos_L1F, sin_L1F, sign=1)
     return rotated_BLHP.to(x_BLHP.dtype)
 
 

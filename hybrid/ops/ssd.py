@@ -5,7 +5,8 @@ With a head's state h of shape (P, N), for every position t:
     h_t = exp(dt_t A) h_(t-1) + dt_t x_t B_t^T          y_t = h_t C_t
 
 `ssd_naive` is that loop. `ssd_chunked` cuts time into chunks of Q positions, does the inside of a chunk
-as matrix products, and carries the state from chunk to chunk. `ssd` chooses between implementations.
+as matrix products, and carries the state from chunk to chunk; a step of decoding is the loop's body. `ssd` chooses
+between implementations.
 
 How the chunked form avoids a (Q, Q) decay matrix for every head. With cum = cumsum(dt A) inside a chunk,
 the weight of position j in output i is (C_i . B_j) exp(cum_i - cum_j). For any number m,
@@ -64,6 +65,8 @@ def ssd(
         case "triton":
             path = fused_ssd.fused_ssd if fused_ssd.takes(x_BLHP) else ssd_chunked
         case "torch":
+            if x_BLHP.shape[1] == 1 and initial_state_BHPN is not None and not torch.is_grad_enabled():
+                return _ssd_one_position(x_BLHP, dt_BLH, A_H, B_BLGN, C_BLGN, initial_state_BHPN)
             path = ssd_chunked
         case _:
             assert_never(kernels.ssd)
@@ -103,6 +106,29 @@ def ssd_naive(
         state_BHPN = decay_BH[..., None, None] * state_BHPN + input_BHP[..., None] * B_BLHN[:, t, :, None, :]
         outputs.append((state_BHPN * C_BLHN[:, t, :, None, :]).sum(-1))
     return torch.stack(outputs, dim=1), state_BHPN
+
+
+def _ssd_one_position(
+    x_B1HP: Tensor, dt_B1H: Tensor, A_H: Tensor, B_B1GN: Tensor, C_B1GN: Tensor, state_BHPN: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The recurrence itself, for a step of decoding; the state is written into, unless it has to be converted."""
+    batch, _, n_heads, head_dim = x_B1HP.shape
+    n_groups, d_state = B_B1GN.shape[2:]
+    dtype = compute_dtype(x_B1HP.dtype)
+    # Groups never meet, so they can be batch; a group's heads are rows of one product.
+    rows = (batch * n_groups, n_heads // n_groups * head_dim)
+    with without_autocast(x_B1HP):
+        dt_BH1 = dt_B1H.to(dtype).view(batch, n_heads, 1)
+        decay_BH11 = torch.exp(dt_BH1 * A_H.to(dtype).unsqueeze(-1)).unsqueeze(-1)
+        input_BHP = x_B1HP.to(dtype).view(batch, n_heads, head_dim) * dt_BH1
+        B_b1N, C_b1N = (t.to(dtype).reshape(-1, 1, d_state) for t in (B_B1GN, C_B1GN))
+        # In place: to have memory for a new one from the system takes longer than the product.
+        after_bWN = state_BHPN.to(dtype).mul_(decay_BH11).reshape(*rows, d_state)
+        after_bWN.addcmul_(input_BHP.view(*rows, 1), B_b1N)
+        # The row times the matrix: the matrix times the column takes several times as long on the CPU.
+        y_b1W = torch.bmm(C_b1N, after_bWN.transpose(1, 2))
+    y_B1HP = y_b1W.view(x_B1HP.shape).to(x_B1HP.dtype)
+    return y_B1HP, after_bWN.view(state_BHPN.shape)
 
 
 def ssd_chunked(

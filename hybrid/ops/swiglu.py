@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from hybrid.linear import product
 from hybrid.ops.precision import without_autocast
 
 # The floats that PyTorch's elementwise loops take at once, at most: a remainder has the scalar exponential, of other
@@ -23,8 +24,8 @@ _STEP = 32
 
 def swiglu_naive(x_BLD: Tensor, gate_up_GD: Tensor, down_DF: Tensor) -> Tensor:
     """W_down (silu(W_gate x) * W_up x), the formula: the reference, and the form wherever the other is not."""
-    gate_BLF, up_BLF = F.linear(x_BLD, gate_up_GD).chunk(2, dim=-1)
-    return F.linear(F.silu(gate_BLF) * up_BLF, down_DF)
+    gate_BLF, up_BLF = product(x_BLD, gate_up_GD).chunk(2, dim=-1)
+    return product(F.silu(gate_BLF) * up_BLF, down_DF)
 
 
 def experts_swiglu_naive(x_ND: Tensor, gate_up_EGD: Tensor, down_EDF: Tensor, counts: list[int]) -> Tensor:

@@ -82,9 +82,10 @@ def timed_steps(
     execution: ExecSpec,
     *,
     data: DataSource | None = None,
+    n_steps: int = STEPS,
     done: Callable[[int, StepTime], None] = lambda _step, _time: None,
 ) -> Timed:
-    """The times of `STEPS` steps, of which `done` is told, and of a validation.
+    """The times of `n_steps` steps, of which `done` is told, and of a validation.
 
     Of that, two batches are gone through, of which the second counts; where the data have fewer sequences than the
     training loop would read, it takes less. `data`: None is random tokens, whose drawing is not in the times, or for
@@ -97,7 +98,7 @@ def timed_steps(
         model.train()
         optimizer = build_optimizer(run.optim, model)
         steps = []
-        for step in range(STEPS):
+        for step in range(n_steps):
             steps.append(_step(run, execution, model, optimizer, data, step))
             done(step, steps[-1])
         n_examples = max(1, VALIDATION_TOKENS // run.seq_len)

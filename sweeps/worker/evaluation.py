@@ -1,10 +1,12 @@
 """Evaluations of finished runs, each a record of its own."""
 
+import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, assert_never
 
+from hybrid.decode_cost import A100_80GB_SXM, H100_SXM, H200_SXM
 from hybrid.eval_config import text_digest
 from hybrid.eval_spec import (
     EvalSpec,
@@ -14,6 +16,7 @@ from hybrid.eval_spec import (
     NllEvalSpec,
     PositionEvalSpec,
     RecallEvalSpec,
+    ThroughputEvalSpec,
     canonical,
     eval_id,
     problems_of,
@@ -22,9 +25,11 @@ from hybrid.spec import ConfigError, ExecSpec, ProbeSpec, RunSpec
 from sweeps import in_slurm
 from sweeps.identity import run_id as identify
 from sweeps.provenance import provenance
+from sweeps.speed import available_memory_bytes
 from sweeps.store import RECORD_SCHEMA, Store, StoreError, now, user_name
 from sweeps.wanted import missing
 from sweeps.worker.attempts import compare_sources
+from sweeps.worker.measuring import device_name, made_with
 
 if TYPE_CHECKING:
     from hybrid.data import DataSource, DocumentSource
@@ -161,6 +166,8 @@ def _measured(
                 batch_tokens=batch_size * run.seq_len,
                 dtype=run.dtype,
             ).metrics()
+        case ThroughputEvalSpec():
+            return _throughput(model, run, execution, spec)
         case ModuleWeightsEvalSpec():
             blocks, mean_KL = mean_module_weights(
                 model, data, max_examples=spec.max_examples, batch_size=batch_size, dtype=run.dtype
@@ -172,6 +179,38 @@ def _measured(
             }
         case _ as never:
             assert_never(never)
+
+
+def _throughput(model: "LanguageModel", run: RunSpec, execution: ExecSpec, spec: ThroughputEvalSpec) -> dict[str, Any]:
+    """Raises ConfigError where this is not the device that was asked for."""
+    from hybrid.evals.throughput import Repeats, evaluate_throughput
+
+    name = device_name(execution)
+    check_device(spec.device, execution, name)
+    kernels, torch_version = made_with(execution)
+    metrics = evaluate_throughput(
+        model,
+        run,
+        execution,
+        lengths=spec.lengths,
+        batch=spec.batch,
+        prompt=spec.prompt,
+        repeats=Repeats(warmup=spec.warmup, counted=spec.repeats),
+        max_batch=spec.max_batch,
+        memory_bytes=available_memory_bytes(),
+    )
+    return {"device_name": name, "kernels": kernels, "torch": torch_version, "load": os.getloadavg()[0], **metrics}
+
+
+def check_device(asked: str, execution: ExecSpec, name: str) -> None:
+    """Raises ConfigError where speed was asked for on a kind of device that this is not."""
+    kind = execution.device.partition(":")[0]
+    known = {"a100": A100_80GB_SXM, "h100": H100_SXM, "h200": H200_SXM}.get(asked)
+    if (known is not None and name not in known.reported_names) or (asked in ("cpu", "cuda") and asked != kind):
+        raise ConfigError(
+            f"eval.throughput.device = {asked}: this is {name} (exec.device = {execution.device}): expected to be "
+            "asked on such a device, or under another name"
+        )
 
 
 def _needles(data: "DataSource", store: Store, spec: NeedleEvalSpec) -> "Needles":

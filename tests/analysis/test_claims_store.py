@@ -10,7 +10,7 @@ import pytest
 from analysis.__main__ import main
 from analysis.claims.calibrate import calibrate
 from analysis.claims.judge import Settings
-from analysis.claims.parts import DCLM
+from analysis.claims.parts import DCLM, LENGTHS
 from analysis.claims.source import PaperRows, StoreSource
 from analysis.claims.verdicts import ClaimVerdict, judge_claims
 from analysis.reference.compare import Sweeps
@@ -173,3 +173,33 @@ def test_numbers_that_are_not_finite_are_no_seeds(book: Book, rows: PaperRows) -
     verdict = judged(book, rows, "C22", ("scale=toy", "optim.lr=0.5"))
     assert verdict.verdict == "untestable"
     assert "has recorded validation loss" in verdict.reason
+
+
+@pytest.mark.parametrize(("shares", "marked"), [((0.05, 0.12), True), ((0.05, 0.09), False)])
+def test_speeds_at_unlike_shares_of_the_roofline_are_bound_to_implementations(
+    book: Book, rows: PaperRows, shares: tuple[float, float], marked: bool
+) -> None:
+    """Of records with shares these decide, and not what an H200 would allow."""
+    for name, layout, share, speed in (
+        ("Inter-H 1:5", "MMMA", shares[0], 100.0),
+        ("Intra-H 1:5", "MMAM", shares[1], 900.0),
+    ):
+        for seed in (1, 2):
+            spec = book.spec(layout, seed, probe=False)
+            book.cell(spec, name, seed)
+            identity = book.record(spec, val_loss_nats=1.0)
+            metrics = {f"decode_tokens_per_s_at_{n}": speed + seed for n in LENGTHS}
+            metrics |= {f"decode_roofline_fraction_at_{n}": share for n in LENGTHS}
+            record = {"schema": 1, "run_id": identity, "eval": {"kind": "throughput"}, "metrics": metrics}
+            book.store.publish_eval_record(identity, "0" * 12, record | {"provenance": {}})
+    book.request("table9", overrides=("scale=toy",))
+    verdict = judged(book, rows, "C15")
+    assert verdict.verdict == "holds", verdict.reason
+    found = [finding.text for finding in verdict.findings if finding.kind == "implementation"]
+    assert len(found) == marked
+    assert ("It is bound to the implementations that were measured" in verdict.reason) is marked
+    if marked:
+        assert (
+            "would allow on the device measured, Inter-H 1:5 at 2K reaches 5.00% and Intra-H 1:5 at 2K 12.0%"
+            in found[0]
+        )

@@ -81,9 +81,9 @@ def test_a_figure_of_the_paper_is_drawn_of_the_request_that_its_overrides_name(
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["fig4"], ["no such request", "+sweep=table2", "then a needle evaluation would"]),
+        (["fig4"], ["no such request", "+sweep=table2", "then mode=eval evals=[needle] would"]),
         (["fig1b"], ["+sweep=table9", "what the paper prints: python -m analysis figures fig1b --source paper"]),
-        (["fig4", "--source", "paper"], ["fig4: paper: not printed", "a needle evaluation would"]),
+        (["fig4", "--source", "paper"], ["fig4: paper: not printed", "mode=eval evals=[needle] would"]),
         (["neddle"], ["no such request in the store", "did you mean needle?"]),
         (["fig9", "--source", "paper"], ["the paper has no such figure", "did you mean"]),
         (["demo_txt"], ["did you mean demo_text?"]),

@@ -9,6 +9,7 @@ import pytest
 
 from analysis import stats
 from analysis.__main__ import main
+from analysis.claims.unequal import fraction_of, implementation_bound
 from analysis.figures.command import COSTS, FORMATS
 from analysis.figures.command import KINDS as NAMED_KINDS
 from analysis.figures.draw import FORMATS as DRAWN
@@ -17,6 +18,8 @@ from analysis.figures.numbers import COST_AXES
 from analysis.figures.ours import Asked, Ours
 from analysis.figures.picture import HeatMap, Intervals, Lines, Picture, Points
 from analysis.load import Results, load
+from analysis.render import render
+from analysis.tables import build_tables
 from hybrid.spec import ConfigError
 from sweeps.identity import run_id
 from sweeps.index import Index
@@ -51,10 +54,10 @@ def evaluated(book: Any) -> Any:
             evaluate(
                 book,
                 spec,
-                "position_loss",
+                "position",
                 {
                     "positions": places,
-                    "loss_nats": [
+                    "bin_loss_nats": [
                         1.4 + 2 / (1 + p) ** 0.5 + (0.002 * (p - 64) * (3 - i) / 3 if p > 64 else 0) + 0.01 * seed
                         for p in places
                     ],
@@ -162,6 +165,47 @@ def test_like_caches_and_unlike_speeds_are_said_to_compare_implementations(
     book.request("demo_text")
     assert "implementations measured, which are unequal: one, whose cache is" in words(made(book, "throughput"))
     assert "9.0 times as fast; what they move and compute would allow 1.00 times" in words(made(book, "throughput"))
+
+
+@pytest.mark.parametrize(("shares", "marked"), [((0.1, 0.21), True), ((0.1, 0.19), False), ((0.3, 0.1), True)])
+def test_shares_of_the_roofline_that_differ_by_more_than_two_are_marked(
+    book: Any, shares: tuple[float, float], marked: bool
+) -> None:
+    """In figures and in tables alike; and where the shares are alike, twins that are unequal are not sought."""
+    for row, layout, speed, share in (("one", "AMAM", 100.0, shares[0]), ("two", "MAMA", 900.0, shares[1])):
+        spec = book.spec(layout, 1, probe=False)
+        book.cell(spec, row, 1)
+        book.record(spec, val_loss_nats=1.0)
+        metrics = {"decode_tokens_per_s_at_2048": speed, "decode_roofline_fraction_at_2048": share}
+        metrics |= {"decode_tokens_per_s": speed, "decode_roofline_fraction": share}
+        evaluate(book, spec, "throughput", metrics)
+    book.request("demo_text")
+    results = load(book.store, book.store.requests()[-1])
+    slow, fast = ("one", "two") if shares[0] < shares[1] else ("two", "one")
+    times = max(shares) / min(shares)
+    said = f"implementation-bound: decoding to 2K tokens, {slow} reaches 10% of its roofline and {fast}"
+    for kind in ("throughput", "quality-throughput"):
+        caption = words(made(book, kind))
+        assert (said in caption) is marked
+        assert (f"{times:.1f} times as much" in caption) is marked
+        assert "unequal" not in caption
+    table = render(build_tables(results, "decode_tokens_per_s"), "markdown")
+    assert "of roofline" in table
+    assert ("implementation-bound: in decoding tokens/s" in table) is marked
+    assert "implementation-bound" not in render(build_tables(results, "val_loss_nats"), "markdown")
+
+
+def test_one_share_alone_or_none_marks_nothing() -> None:
+    assert implementation_bound("so", {}) is None
+    assert implementation_bound("so", {"one": 0.001}) is None
+    assert implementation_bound("so", {"one": 0.0, "two": 0.5}) is None
+    assert implementation_bound("so", {"one": 0.2, "two": 0.4}) is None
+    bound = implementation_bound("so", {"one": 0.2, "two": 0.41, "three": 0.3})
+    assert bound is not None
+    assert (bound.low, bound.high) == ("one", "two")
+    assert fraction_of("throughput.prefill_tokens_per_s") == "throughput.prefill_roofline_fraction"
+    assert fraction_of("decode_tokens_per_s_at_512") == "decode_roofline_fraction_at_512"
+    assert fraction_of("tokens_per_s") is None
 
 
 def test_losses_by_position_have_a_band_over_seeds_and_the_training_length(evaluated: Any) -> None:
@@ -329,9 +373,9 @@ def test_a_nan_in_a_curve_is_left_out_of_it(text: Any) -> None:
     ("kind", "said"),
     [
         ("throughput", "decode_tokens_per_s_at_<length>"),
-        ("quality-throughput", "an evaluation of decoding would"),
-        ("position-loss", "an evaluation of the loss by position"),
-        ("needle", "a needle evaluation would"),
+        ("quality-throughput", "mode=eval evals=[throughput] would"),
+        ("position-loss", "mode=eval evals=[position] would"),
+        ("needle", "mode=eval evals=[needle] would"),
         ("weights", "mode=eval records it of models with gated intra-hybrid blocks"),
         ("survival", "is no probe"),
         ("positions", "such as `1:12 at 7`"),

@@ -1,3 +1,4 @@
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from hybrid.eval_spec import (
     NeedleEvalSpec,
     NllEvalSpec,
     PositionEvalSpec,
+    ThroughputEvalSpec,
     canonical,
     eval_id,
 )
@@ -173,3 +175,45 @@ def test_a_run_too_short_for_a_needle_is_told_so(
 ) -> None:
     with pytest.raises(ConfigError, match="128 tokens that a needle takes"):
         read(["needle"]).of(resolve("seq_len=64", "batch_tokens=64").run)
+
+
+def test_throughput_is_the_papers_at_its_length_and_on_the_device_of_the_execution(
+    config: dict[str, Any], read: Callable[..., EvalSettings], text: RunSpec, resolve: Callable[..., Resolved]
+) -> None:
+    (spec,) = read(["throughput"]).of(text)
+    assert isinstance(spec, ThroughputEvalSpec)
+    assert (spec.device, spec.batch, spec.prompt) == ("cpu", 4, 512)
+    assert spec.lengths == (2048, 4096, 8192, 16384, 32768)
+    asked = read_evals(["throughput"], config["eval"], stdlib_fingerprint=lambda: FINGERPRINT, device="cuda:1")
+    (on_a_gpu,) = asked.of(text)
+    assert isinstance(on_a_gpu, ThroughputEvalSpec)
+    assert on_a_gpu.device == "cuda"
+    assert eval_id(on_a_gpu) != eval_id(spec)
+    (named,) = read(["throughput"], throughput={"device": "h100"}).of(text)
+    assert named == ThroughputEvalSpec(**{**canonical_fields(spec), "device": "h100"})
+    (short,) = read(["throughput"]).of(resolve("seq_len=256").run)
+    assert isinstance(short, ThroughputEvalSpec)
+    assert (short.lengths, short.prompt) == ((64, 128, 256, 512, 1024), 16)
+    assert decode(EvalSpec, canonical(spec), "evals") == spec  # type: ignore[arg-type]
+
+
+def canonical_fields(spec: ThroughputEvalSpec) -> dict[str, Any]:
+    return {field.name: getattr(spec, field.name) for field in dataclasses.fields(spec)}
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"prompt": 2048}, "eval.throughput.prompt = 2048: expected fewer tokens than the least total length, 2048"),
+        ({"lengths": [64, 1]}, r"eval.throughput.lengths\[1\] = 1: expected at least 2"),
+        ({"lengths": [64, 64]}, "different numbers"),
+        ({"batch": 0}, "eval.throughput.batch = 0: expected at least 1"),
+        ({"repeats": 0}, "eval.throughput.repeats = 0"),
+        ({"device": "My Node"}, "eval.throughput.device = 'My Node': expected cpu, cuda, a100"),
+    ],
+)
+def test_a_throughput_that_cannot_be_measured_is_refused(
+    read: Callable[..., EvalSettings], text: RunSpec, given: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(ConfigError, match=said):
+        read(["throughput"], throughput=given).of(text)

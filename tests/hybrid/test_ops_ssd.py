@@ -264,3 +264,33 @@ def test_fused_kernels_get_float32_where_its_products_may_be_tf32(fused_calls: l
 def test_nothing_is_fused_unless_asked_for(fused_calls: list[torch.dtype]) -> None:
     ssd(*problem(dtype=torch.bfloat16).arguments, chunk=8)
     assert fused_calls == []
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    groups=st.integers(1, 3),
+    heads_per_group=st.integers(1, 3),
+    head_dim=st.integers(1, 4),
+    d_state=st.integers(1, 5),
+    lies_as_after_a_chunk=st.booleans(),
+)
+def test_a_step_of_decoding_is_the_recurrence(
+    groups: int, heads_per_group: int, head_dim: int, d_state: int, lies_as_after_a_chunk: bool
+) -> None:
+    p = problem(
+        length=1,
+        groups=groups,
+        heads_per_group=heads_per_group,
+        head_dim=head_dim,
+        d_state=d_state,
+        initial=True,
+    )
+    assert p.initial is not None
+    expected_y, expected_state = ssd_naive(*p.arguments, initial_state_BHPN=p.initial)
+    with torch.no_grad():
+        initial = p.initial.detach().clone()
+        if lies_as_after_a_chunk:
+            initial = initial.permute(0, 3, 1, 2).contiguous().permute(0, 2, 3, 1)
+        y, state = ssd(*p.arguments, chunk=4, initial_state_BHPN=initial)
+    torch.testing.assert_close(y, expected_y.detach(), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(state, expected_state.detach(), rtol=1e-12, atol=1e-12)
