@@ -97,14 +97,14 @@ def edit(path: Path, **changes: Any) -> None:
 def test_logits_equal_those_of_the_model_that_was_evaluated(trained_run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     store, run, resolved = trained_run()
     logits: list[torch.Tensor] = []
-    evaluate = hybrid.evals.nll.evaluate_nll
+    evaluate = hybrid.evals.nll.evaluate_nll_by_document
 
     def listening(model: Any, *arguments: Any, **settings: Any) -> Any:
         with torch.no_grad():
             logits.append(model.eval()(TOKENS_BL))
         return evaluate(model, *arguments, **settings)
 
-    monkeypatch.setattr(hybrid.evals.nll, "evaluate_nll", listening)
+    monkeypatch.setattr(hybrid.evals.nll, "evaluate_nll_by_document", listening)
     evaluate_one(store, resolved.run, resolved.execution)
     expected = hashlib.sha256(store.weights_path(run, 1).read_bytes()).hexdigest()
     assert store.record(run)["weights_sha256"] == expected
