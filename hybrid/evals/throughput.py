@@ -335,11 +335,11 @@ class Training:
 def measure_training(run: RunSpec, execution: ExecSpec, *, repeats: Repeats, peaks: Peaks) -> Training:
     """Steps of the run on random tokens, with a model of its own (`hybrid.train.preflight`): the clock is that one's.
 
-    Memory on the CPU is how far the process grew: too little where it had memory to spare. Raises ConfigError where
-    the memory of a GPU does not hold a step.
+    Memory is that of a GPU: on the CPU it could be told of a process of its own alone, which the run's training was,
+    and its record has it. Raises ConfigError where the memory of a GPU does not hold a step.
     """
     execution = replace(execution, nodes=1, gpus_per_node=1)
-    memory = PeakMemory(execution)
+    memory = None if execution.device == "cpu" else PeakMemory(execution)
     try:
         timed = timed_steps(run, execution, n_steps=repeats.warmup + repeats.counted)
     except torch.OutOfMemoryError as error:
@@ -351,7 +351,7 @@ def measure_training(run: RunSpec, execution: ExecSpec, *, repeats: Repeats, pea
     return Training(
         steps=Measured(tokens=run.batch_tokens, times=times, roofline=work.roofline(peaks)),
         full_train_flops=work.full_flops,
-        peak_memory_bytes=memory.peak_bytes(),
+        peak_memory_bytes=None if memory is None else memory.peak_bytes(),
         predicted_memory_bytes=train_memory(run, execution).total_bytes,
         peaks=peaks,
     )

@@ -271,6 +271,7 @@ def test_a_record_has_speeds_rooflines_and_what_they_were_measured_on(
     assert achieved == pytest.approx(full_flops)
     assert metrics["train_roofline_fraction"] >= 0.999 * metrics["train_mfu_percent"] / 100
     assert metrics["train_predicted_memory_bytes"] > 0
+    assert metrics["train_peak_memory_bytes"] is None  # of a process that did other things too it would say nothing
 
 
 @pytest.mark.slow
