@@ -361,7 +361,7 @@ def measure_training(run: RunSpec, execution: ExecSpec, *, repeats: Repeats, pea
 
 
 def inference_metrics(found: Mapping[int, AtLength], prompt: int) -> dict[str, Any]:
-    """As a record has it: lists by length, of decoding its speed and share under `_at_<length>` too, and means."""
+    """As a record has it: pairs of length and value, of decoding its speed and share under `_at_<length>` too, means."""
     metrics: dict[str, Any] = {
         "lengths": list(found),
         "prompt": prompt,
@@ -377,7 +377,9 @@ def inference_metrics(found: Mapping[int, AtLength], prompt: int) -> dict[str, A
         told = [None if one is None else one.metrics() for one in by_length]
         there = [one for one in told if one is not None]
         for name in there[0] if there else ():
-            metrics[f"{what}_{name}_by_length"] = [None if one is None else one[name] for one in told]
+            metrics[f"{what}_{name}_by_length"] = [
+                [length, one[name]] for length, one in zip(found, told, strict=True) if one is not None
+            ]
             if name in ("tokens_per_s", "roofline_fraction"):
                 metrics[f"{what}_{name}"] = statistics.fmean(one[name] for one in there)
     for length, at in found.items():
