@@ -361,7 +361,7 @@ def measure_training(run: RunSpec, execution: ExecSpec, *, repeats: Repeats, pea
 
 
 def inference_metrics(found: Mapping[int, AtLength], prompt: int) -> dict[str, Any]:
-    """As a record has it: pairs of length and value, means, and of decoding speed and share under `_at_<length>` too."""
+    """As a record has it: pairs of length and value, means, and of decoding two numbers under `_at_<length>` too."""
     metrics: dict[str, Any] = {
         "lengths": list(found),
         "prompt": prompt,
