@@ -108,14 +108,13 @@ def toy(options: argparse.Namespace) -> dict[str, Any]:
         }
         show_lengths(what, measured)
         told[what] = {label: {n: m.metrics() for n, m in by.items()} for label, by in measured.items()}
-    print("\ntraining: tokens/s (share of the roofline), MFU, step with its quartiles, peak memory (predicted)")
+    print("\ntraining: tokens/s (share of the roofline), MFU, step with its quartiles, memory predicted")
     for name, one in training.items():
-        times, peak = one.steps.times, one.peak_memory_bytes
-        memory = "?" if peak is None else f"{peak / 2**20:.0f} MiB"
+        times = one.steps.times
         print(
             f"  {labels[name]:<24}{one.steps.tokens_per_s:>8.0f} ({one.steps.roofline_fraction:.1%}), "
             f"{one.mfu_percent:.1f}%, {times.median_s:.3f} s [{times.low_s:.3f}, {times.high_s:.3f}], "
-            f"{memory} ({one.predicted_memory_bytes / 2**20:.0f} MiB)"
+            f"{one.predicted_memory_bytes / 2**20:.0f} MiB"
         )
     say_bound("training", {labels[name]: one.steps.roofline_fraction for name, one in training.items()})
     told["training"] = {labels[name]: one.metrics() for name, one in training.items()}

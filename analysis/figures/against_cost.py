@@ -9,6 +9,7 @@ from typing import Final
 from analysis import stats
 from analysis.claims.parts import TRAINING_MEMORY, TRAINING_SPEED
 from analysis.claims.source import device_of
+from analysis.claims.unequal import fractions_of, implementation_bound
 from analysis.figures.lengths import timed_of, unequal_line
 from analysis.figures.numbers import (
     MOST_DOTS,
@@ -214,12 +215,14 @@ def training_cost_picture(ours: Ours) -> Picture:
         else:
             missing.append(words)
     others = len(done) - n_there
+    bound = implementation_bound("training", fractions_of([group for _, group in groups], "train_tokens_per_s"))
     how = [
         "FLOPs follow from the models: paper convention, embedding and head excluded.",
         f"Measured on {device}: a dot a run, the mean with its 95% interval; n = {range_text(counts)}."
         if len(missing) < len(measured)
         else "",
         f"Not recorded: {' and '.join(missing)}." if missing else "",
+        f"The speeds compare implementations, not architectures; they are {bound}." if bound else "",
         f"Not drawn: {count(others, 'run')} on other devices, which do not compare." if others else "",
         no_result_line(results),
     ]

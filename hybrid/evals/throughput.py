@@ -335,11 +335,11 @@ class Training:
 def measure_training(run: RunSpec, execution: ExecSpec, *, repeats: Repeats, peaks: Peaks) -> Training:
     """Steps of the run on random tokens, with a model of its own (`hybrid.train.preflight`): the clock is that one's.
 
-    Memory on the CPU is how far the process grew: too little where it had memory to spare. Raises ConfigError where
-    the memory of a GPU does not hold a step.
+    Memory is that of a GPU: on the CPU it could be told of a process of its own alone, which the run's training was,
+    and its record has it. Raises ConfigError where the memory of a GPU does not hold a step.
     """
     execution = replace(execution, nodes=1, gpus_per_node=1)
-    memory = PeakMemory(execution)
+    memory = None if execution.device == "cpu" else PeakMemory(execution)
     try:
         timed = timed_steps(run, execution, n_steps=repeats.warmup + repeats.counted)
     except torch.OutOfMemoryError as error:
@@ -351,7 +351,7 @@ def measure_training(run: RunSpec, execution: ExecSpec, *, repeats: Repeats, pea
     return Training(
         steps=Measured(tokens=run.batch_tokens, times=times, roofline=work.roofline(peaks)),
         full_train_flops=work.full_flops,
-        peak_memory_bytes=memory.peak_bytes(),
+        peak_memory_bytes=None if memory is None else memory.peak_bytes(),
         predicted_memory_bytes=train_memory(run, execution).total_bytes,
         peaks=peaks,
     )
@@ -361,7 +361,7 @@ def measure_training(run: RunSpec, execution: ExecSpec, *, repeats: Repeats, pea
 
 
 def inference_metrics(found: Mapping[int, AtLength], prompt: int) -> dict[str, Any]:
-    """As a record has it: lists by length, of decoding its speed and share under `_at_<length>` too, and means."""
+    """As a record has it: pairs of length and value, means, and of decoding two numbers under `_at_<length>` too."""
     metrics: dict[str, Any] = {
         "lengths": list(found),
         "prompt": prompt,
@@ -377,7 +377,9 @@ def inference_metrics(found: Mapping[int, AtLength], prompt: int) -> dict[str, A
         told = [None if one is None else one.metrics() for one in by_length]
         there = [one for one in told if one is not None]
         for name in there[0] if there else ():
-            metrics[f"{what}_{name}_by_length"] = [None if one is None else one[name] for one in told]
+            metrics[f"{what}_{name}_by_length"] = [
+                [length, one[name]] for length, one in zip(found, told, strict=True) if one is not None
+            ]
             if name in ("tokens_per_s", "roofline_fraction"):
                 metrics[f"{what}_{name}"] = statistics.fmean(one[name] for one in there)
     for length, at in found.items():

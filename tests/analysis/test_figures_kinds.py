@@ -177,7 +177,7 @@ def test_shares_of_the_roofline_that_differ_by_more_than_two_are_marked(
         book.cell(spec, row, 1)
         book.record(spec, val_loss_nats=1.0)
         metrics = {"decode_tokens_per_s_at_2048": speed, "decode_roofline_fraction_at_2048": share}
-        metrics |= {"decode_tokens_per_s": speed, "decode_roofline_fraction": share}
+        metrics |= {"decode_tokens_per_s": speed, "decode_roofline_fraction": share, "train_roofline_fraction": share}
         evaluate(book, spec, "throughput", metrics)
     book.request("demo_text")
     results = load(book.store, book.store.requests()[-1])
@@ -189,6 +189,7 @@ def test_shares_of_the_roofline_that_differ_by_more_than_two_are_marked(
         assert (said in caption) is marked
         assert (f"{times:.1f} times as much" in caption) is marked
         assert "unequal" not in caption
+    assert (f"implementation-bound: training, {slow} reaches 10%" in words(made(book, "training-cost"))) is marked
     table = render(build_tables(results, "decode_tokens_per_s"), "markdown")
     assert "of roofline" in table
     assert ("implementation-bound: in decoding tokens/s" in table) is marked

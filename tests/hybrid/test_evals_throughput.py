@@ -255,15 +255,21 @@ def test_a_record_has_speeds_rooflines_and_what_they_were_measured_on(
     assert (metrics["lengths"], metrics["prompt"], metrics["batch"]) == ([30, 60], 8, 4)
     assert metrics["largest_batches"] == [8, 8]
     assert metrics["peaks_source"].startswith(f"measured here: a {dtype} product")
+
+    def by_length(name: str) -> list[float]:
+        pairs = metrics[f"{name}_by_length"]
+        assert [length for length, _ in pairs] == [30, 60]
+        return [value for _, value in pairs]
+
     for what in ("prefill", "decode", "largest_batch_decode"):
-        lists = {name: metrics[f"{what}_{name}_by_length"] for name in ("tokens_per_s", "roofline_fraction", "s")}
+        lists = {name: by_length(f"{what}_{name}") for name in ("tokens_per_s", "roofline_fraction", "s")}
         assert all(len(one) == 2 and min(one) > 0 for one in lists.values())
         assert metrics[f"{what}_tokens_per_s"] == statistics.fmean(lists["tokens_per_s"])
-        spread = [metrics[f"{what}_{name}_by_length"] for name in ("s_low", "s", "s_high")]
+        spread = [by_length(f"{what}_{name}") for name in ("s_low", "s", "s_high")]
         assert all(low <= middle <= high for low, middle, high in zip(*spread, strict=True))
     for i, length in enumerate((30, 60)):
-        assert metrics[f"decode_tokens_per_s_at_{length}"] == metrics["decode_tokens_per_s_by_length"][i]
-        assert metrics[f"decode_roofline_fraction_at_{length}"] == metrics["decode_roofline_fraction_by_length"][i]
+        assert metrics[f"decode_tokens_per_s_at_{length}"] == by_length("decode_tokens_per_s")[i]
+        assert metrics[f"decode_roofline_fraction_at_{length}"] == by_length("decode_roofline_fraction")[i]
     assert metrics["train_tokens_per_s"] == pytest.approx(256 / metrics["train_step_s"])
     assert metrics["train_step_s_low"] <= metrics["train_step_s"] <= metrics["train_step_s_high"]
     full_flops = 4 * full_train_flops_per_sample(tiny.run.model, 64)
@@ -271,6 +277,7 @@ def test_a_record_has_speeds_rooflines_and_what_they_were_measured_on(
     assert achieved == pytest.approx(full_flops)
     assert metrics["train_roofline_fraction"] >= 0.999 * metrics["train_mfu_percent"] / 100
     assert metrics["train_predicted_memory_bytes"] > 0
+    assert metrics["train_peak_memory_bytes"] is None  # of a process that did other things too it would say nothing
 
 
 @pytest.mark.slow
