@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from hybrid.linear import product
 
 
-@pytest.mark.parametrize(("d_in", "d_out"), [(256, 300), (128, 256), (512, 256), (513, 256), (64, 300), (256, 100)])
+@pytest.mark.parametrize(("d_in", "d_out"), [(256, 300), (128, 256), (1024, 256), (1025, 256), (64, 300), (256, 100)])
 @pytest.mark.parametrize("shape", [(1, 1), (2, 1), (4, 1), (5, 1), (2, 2), (6, 1), (1, 4)])
 def test_it_is_the_product_whatever_the_shape(shape: tuple[int, int], d_in: int, d_out: int) -> None:
     generator = torch.Generator().manual_seed(1)
