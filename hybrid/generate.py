@@ -12,7 +12,10 @@ from torch import Tensor
 from hybrid.model import LanguageModel
 
 PREFILL_POSITIONS: Final = 1024
-"""The prompt is read in pieces of so many positions, so that its activations need not all be held."""
+"""A prompt is read in pieces of at most so many positions, so that its activations need not all be held."""
+
+_PREFILL_TOKENS: Final = 8192
+_FEWEST_POSITIONS: Final = 64
 
 
 def generate(
@@ -74,8 +77,7 @@ def stream(
         with torch.no_grad():
             # The last token is never read.
             state = model.init_state(prompt_BL.shape[0], prompt_BL.shape[1] + max_new_tokens - 1, state_dtype)
-            for first in range(0, prompt_BL.shape[1], PREFILL_POSITIONS):
-                piece_BL = prompt_BL[:, first : first + PREFILL_POSITIONS]
+            for piece_BL in pieces(prompt_BL):
                 logits_B1V, state = model.step(piece_BL, state, last_only=True)
             token_B = choose(
                 logits_B1V[:, 0, :vocab_size], generator, temperature=temperature, top_k=top_k, top_p=top_p
@@ -94,6 +96,13 @@ def stream(
             yield token_B
     finally:
         model.train(was_training)
+
+
+def pieces(prompt_BL: Tensor) -> tuple[Tensor, ...]:
+    """A prompt in the pieces in which it is read; those of many sequences are short enough for a cache to hold."""
+    fitting = _PREFILL_TOKENS // (prompt_BL.shape[0] * _FEWEST_POSITIONS) * _FEWEST_POSITIONS
+    positions = min(PREFILL_POSITIONS, max(_FEWEST_POSITIONS, fitting))
+    return tuple(torch.split(prompt_BL, positions, dim=1))
 
 
 def choose(

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from hybrid.evals.nll import autocast
-from hybrid.generate import PREFILL_POSITIONS
+from hybrid.generate import pieces
 from hybrid.mixers import rows_of_state
 from hybrid.model import LanguageModel, ModelState
 
@@ -271,7 +271,7 @@ def _n_in_common(contexts: Sequence[tuple[int, ...]]) -> int:
 
 
 def _stepped(model: LanguageModel, state: ModelState, tokens_BL: Tensor) -> ModelState:
-    for piece_BL in tokens_BL.split(PREFILL_POSITIONS, dim=1):
+    for piece_BL in pieces(tokens_BL):
         if piece_BL.shape[1]:
             _, state = model.step(piece_BL, state, last_only=True)
     return state

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from hybrid.cost import block_params, distinct_blocks, model_state_bytes
 from hybrid.decode_cost import A100_80GB_SXM, H100_SXM, H200_SXM, Roofline
-from hybrid.generate import PREFILL_POSITIONS
+from hybrid.generate import pieces
 from hybrid.memory import train_memory
 from hybrid.model import LanguageModel, ModelState
 from hybrid.roofline import Peaks, decode_work, prefill_work, train_work
@@ -188,8 +188,8 @@ def largest_batch(model: ModelSpec, *, length: int, element_bytes: int, memory_b
 
 def prefill(model: LanguageModel, tokens_BL: Tensor, state: ModelState) -> ModelState:
     """The state after the tokens; the last logits are made too, as generation needs them."""
-    for first in range(0, tokens_BL.shape[1], PREFILL_POSITIONS):
-        _, state = model.step(tokens_BL[:, first : first + PREFILL_POSITIONS], state, last_only=True)
+    for piece_BL in pieces(tokens_BL):
+        _, state = model.step(piece_BL, state, last_only=True)
     return state
 
 
