@@ -69,7 +69,7 @@ def _steps(h: Array, g: Array, damping: Array) -> tuple[Array, Array]:
 
 
 def _by_elimination(h: Array, g: Array, damping: Array) -> tuple[Array, Array, Mask]:
-    """By LDL^T of all fits at a time; what is said of a fit holds where its raised Hessian is positive definite (k,)."""
+    """By LDL^T of all fits at a time; what is said of a fit holds where its raised Hessian is positive definite."""
     a, y = h.transpose(1, 2, 0).copy(), g.T.copy()
     raised_by = (damping + _SINGULAR) * np.abs(a[np.arange(P), np.arange(P)]).sum(axis=0)
     definite = np.ones(len(h), dtype=np.bool_)
