@@ -1,8 +1,8 @@
 """Damped Newton with the exact Hessian, many fits at a time.
 
 The Hessian is raised by a damping that falls where a step lowers the objective and rises where it does not (Levenberg
-1944, Marquardt 1963); where it is not positive definite its eigenvalues are first made positive, so that saddle points
-are left. Every step taken descends.
+1944, Marquardt 1963); where that leaves it not positive definite its eigenvalues are first made positive, so that
+saddle points are left. Every step taken descends.
 """
 
 from collections.abc import Sequence
@@ -69,14 +69,14 @@ def _steps(h: Array, g: Array, damping: Array) -> tuple[Array, Array]:
 
 
 def _by_elimination(h: Array, g: Array, damping: Array) -> tuple[Array, Array, Mask]:
-    """By LDL^T of all fits at a time; what is said of a fit holds where its Hessian is positive definite (k,)."""
+    """By LDL^T of all fits at a time; what is said of a fit holds where its raised Hessian is positive definite."""
     a, y = h.transpose(1, 2, 0).copy(), g.T.copy()
     raised_by = (damping + _SINGULAR) * np.abs(a[np.arange(P), np.arange(P)]).sum(axis=0)
     definite = np.ones(len(h), dtype=np.bool_)
     with np.errstate(all="ignore"):
         for j in range(P):
             a[j, j] += raised_by
-            definite &= a[j, j] > _SINGULAR * raised_by
+            definite &= a[j, j] > 0
             for i in range(j + 1, P):
                 factor = a[i, j] / a[j, j]
                 a[i, j + 1 : i + 1] -= factor * a[j + 1 : i + 1, j]

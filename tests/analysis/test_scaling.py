@@ -13,7 +13,7 @@ from analysis.scaling import lad, law, starts
 from analysis.scaling.bootstrap import interval, plan_of, weights_of
 from analysis.scaling.isoflop import Options, curves_of, fit_isoflop, lowest
 from analysis.scaling.law import Array, Objective, data_of, gradient_of_law, log_law, objective
-from analysis.scaling.newton import descend
+from analysis.scaling.newton import _by_eigenvalues, _by_elimination, descend
 from analysis.scaling.noise import SILENT, noise_of
 from analysis.scaling.parametric import DELTA, DESCENT, Estimator, Law, fit
 from analysis.scaling.points import Convention, Point, Points, budgets_of, of_paper, sizes_of
@@ -89,6 +89,21 @@ def test_the_huber_function_with_no_delta_is_the_sum_of_absolute_residuals() -> 
     # For all residuals far beyond delta the Huber function is delta times that, less a constant.
     delta = 1e-7
     assert objective(theta, data, delta)[0] / delta == pytest.approx(objective(theta, data, 0.0)[0], abs=40 * delta)
+
+
+def test_a_step_by_elimination_is_that_of_the_raised_hessian_where_it_is_positive_definite() -> None:
+    rng = np.random.default_rng(0)
+    root, g = rng.normal(size=(200, 5, 5)), rng.normal(size=(200, 5))
+    h = root @ root.transpose(0, 2, 1) + 0.1 * np.eye(5)
+    step, promised, definite = _by_elimination(h, g, np.zeros(200))
+    assert definite.all()
+    np.testing.assert_allclose(step, -np.linalg.solve(h, g[..., None])[..., 0], rtol=1e-9)
+    np.testing.assert_allclose(promised, -0.5 * (step * g).sum(axis=1), rtol=1e-9)
+    indefinite = root + root.transpose(0, 2, 1)
+    assert (
+        _by_elimination(indefinite, g, np.zeros(200))[2].tolist() == (np.linalg.eigvalsh(indefinite)[:, 0] > 0).tolist()
+    )
+    assert ((_by_eigenvalues(indefinite, g, np.zeros(200))[0] * g).sum(axis=1) < 0).all()
 
 
 def test_a_node_of_the_grid_has_the_least_squares_of_relative_errors() -> None:

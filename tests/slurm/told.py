@@ -173,10 +173,10 @@ class ToldSweep:
         command = ["squeue", "-h", "-r", "-o", "%i", "-j", ids]
         return subprocess.run(command, capture_output=True, text=True, check=False).stdout.split() if ids else []
 
-    def finish(self) -> None:
+    def finish(self, patience_s: float = PATIENCE_S) -> None:
         """Let all go on, and see that nothing is missing, to the last bit."""
         self.tell("")
-        self.sweep.wait(PATIENCE_S)
+        self.sweep.wait(patience_s)
         self.assert_whole()
 
     def assert_whole(self) -> None:
