@@ -562,14 +562,19 @@ def _evaluate_finished(runs: Sequence[CellRun], around: Surroundings, launcher: 
 
 
 def _evaluate(runs: Sequence[CellRun], around: Surroundings) -> int:
-    """Measure, one after the other, what is asked for of each run, and print it; gives the exit code."""
+    """Measure, one after the other, what is asked for of each run, and print it; gives the exit code.
+
+    Raises ConfigError, before anything is measured, where one means nothing for a run.
+    """
     failed, store = False, around.store
-    for run in {run.run_id: run for run in runs}.values():
+    distinct = {run.run_id: run for run in runs}.values()
+    wanted = wanted_of(distinct, around.evals)
+    for run in distinct:
+        specs = wanted[run.run_id]
         try:
-            specs = around.evals.of(run.resolved.run)
             if store.status(run.run_id) == "done":
                 want(store, run.resolved.run, specs, around.evals)
-        except (StoreError, ConfigError) as error:
+        except StoreError as error:
             failed = True
             say(f"error: {run.cell.name}: {error}")
             continue

@@ -166,7 +166,6 @@ def _pairs(rows: dict[str, dict[str, Group]], against: str | None) -> Table[RowP
         None if twice else sooner([(race(one), race(other)) for one, other in groups])
         for groups, twice in zip(in_both, shared, strict=True)
     ]
-    adjusted = iter(stats.holm([p for p in p_values if p is not None]))
     pairs = tuple(
         RowPair(
             first=a,
@@ -174,9 +173,9 @@ def _pairs(rows: dict[str, dict[str, Group]], against: str | None) -> Table[RowP
             first_solved=_total(rows[a].values()),
             second_solved=_total(rows[b].values()),
             p=p,
-            p_holm=None if p is None else next(adjusted),
+            p_holm=p_holm,
         )
-        for (a, b), p in zip(names, p_values, strict=True)
+        for (a, b), p, p_holm in zip(names, p_values, stats.holm_of_known(p_values), strict=True)
     )
     return Table(
         name="comparisons",
@@ -208,10 +207,9 @@ def _differing(rows: dict[str, dict[str, Group]], tasks: list[str]) -> Table[Tas
         else any_differs([race(group) for group in groups[task]])
         for task in tasks
     ]
-    adjusted = iter(stats.holm([p for p in p_values if p is not None]))
     lines = tuple(
-        Task(name=task, solved=_total(groups[task]), p=p, p_holm=None if p is None else next(adjusted))
-        for task, p in zip(tasks, p_values, strict=True)
+        Task(name=task, solved=_total(groups[task]), p=p, p_holm=p_holm)
+        for task, p, p_holm in zip(tasks, p_values, stats.holm_of_known(p_values), strict=True)
     )
     return Table(
         name="tasks",

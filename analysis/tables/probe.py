@@ -123,10 +123,9 @@ def comparison_table(results: Results, against: str | None = None) -> Table[Comp
 
 def _compared(pairs: Sequence[tuple[Group, Group]]) -> list[Comparison]:
     p_values = [_fisher(a, b) for a, b in pairs]
-    adjusted = iter(stats.holm([p for p in p_values if p is not None]))
     return [
-        Comparison(first=a, second=b, p=p, p_holm=None if p is None else next(adjusted))
-        for (a, b), p in zip(pairs, p_values, strict=True)
+        Comparison(first=a, second=b, p=p, p_holm=p_holm)
+        for (a, b), p, p_holm in zip(pairs, p_values, stats.holm_of_known(p_values), strict=True)
     ]
 
 

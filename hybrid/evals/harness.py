@@ -13,7 +13,6 @@ import hashlib
 import json
 import logging
 import math
-import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Final, final
@@ -32,7 +31,8 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from hybrid.data import DocumentSource
 from hybrid.eval_spec import FewShotEvalSpec, Right, TaskEvalSpec
 from hybrid.evals.few_shot import FewShotResult, TaskResult
-from hybrid.evals.scoring import Continuation, Progress, Prompt, Scorer
+from hybrid.evals.progress import progress
+from hybrid.evals.scoring import Continuation, Prompt, Scorer
 from hybrid.spec import ConfigError
 from hybrid.task_files import METRICS, harness_task_file, has_shots, parse_rows, parse_task
 
@@ -87,8 +87,8 @@ class HarnessModel(TemplateLM):
                 raise ConfigError(f"{self._name}: {text!r} adds no token to its context: expected text to be scored")
         pairs = [Continuation(context=tuple(context), tokens=tuple(tokens)) for _, context, tokens in requests]
         self.n_cut += sum(len(pair.context) > self._scorer.room(pair) for pair in pairs)
-        with _progress(self._name, len(set(pairs))) as progress:
-            scores = self._scorer.scores(pairs, progress)
+        with progress(self._name, len(set(pairs)), "requests") as told:
+            scores = self._scorer.scores(pairs, told)
         return [(score.log_likelihood_nats, score.is_greedy) for score in scores]
 
     def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = True) -> list[float]:
@@ -101,8 +101,8 @@ class HarnessModel(TemplateLM):
             own = [make_disjoint_window(pair) for pair in pairs]
             windows += [Continuation(context=tuple(context), tokens=tuple(scored)) for context, scored in own]
             counts.append(len(own))
-        with _progress(self._name, len(set(windows))) as progress:
-            scores = iter(self._scorer.scores(windows, progress))
+        with progress(self._name, len(set(windows)), "requests") as told:
+            scores = iter(self._scorer.scores(windows, told))
         return [math.fsum(next(scores).log_likelihood_nats for _ in range(count)) for count in counts]
 
     def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = True) -> list[str]:
@@ -112,9 +112,9 @@ class HarnessModel(TemplateLM):
         """
         prompts = [self._prompt(request.args[0], request.args[1]) for request in requests]
         self.n_cut += sum(len(prompt.context) > self._scorer.room(prompt) for prompt in prompts)
-        with _progress(self._name, len(prompts)) as progress:
+        with progress(self._name, len(prompts), "requests") as told:
             answers = self._scorer.answers(
-                prompts, lambda tokens: self._data.decode(np.array(tokens)), eos=self._data.eos, progress=progress
+                prompts, lambda tokens: self._data.decode(np.array(tokens)), eos=self._data.eos, progress=told
             )
         return [answer.decode("utf-8", "replace") for answer in answers]
 
@@ -333,25 +333,6 @@ def _without_bar(items: Iterable[Any], total: int | None = None) -> Iterable[Any
     """Where the harness would show a bar."""
     del total
     return items
-
-
-@contextmanager
-def _progress(name: str, total: int) -> Iterator[Progress]:
-    """A line on stderr, where that is a terminal."""
-    done = 0
-
-    def show(n: int) -> None:
-        nonlocal done
-        done += n
-        print(f"\r\x1b[K{name}: {done:,} of {total:,} requests", end="", file=sys.stderr, flush=True)
-
-    if not sys.stderr.isatty():
-        yield lambda _: None
-        return
-    try:
-        yield show
-    finally:
-        print("\r\x1b[K", end="", file=sys.stderr, flush=True)
 
 
 def _one_line(error: BaseException) -> str:

@@ -25,6 +25,7 @@ from hybrid.data.base import DocumentSource
 from hybrid.data.needle import NeedleData
 from hybrid.evals.intervals import binomial_interval
 from hybrid.evals.nll import autocast
+from hybrid.evals.progress import progress
 from hybrid.generate import generate
 from hybrid.model import LanguageModel
 from hybrid.spec import ConfigError
@@ -188,14 +189,16 @@ def evaluate_needle(
             needles.prompt(trial, length, 0)
     found = np.zeros((len(depths_percent), len(lengths)), dtype=np.int64)
     cells = [(i, trial) for i in range(len(depths_percent)) for trial in range(trials)]
-    for j, length in enumerate(lengths):
-        size = max(1, batch_tokens // length)
-        for first in range(0, len(cells), size):
-            part = cells[first : first + size]
-            prompt_BL = np.stack([needles.prompt(trial, length, depths_percent[i]) for i, trial in part])
-            answers = _answers(model, prompt_BL, new_tokens, needles.vocab_size, dtype)
-            for (i, trial), tokens in zip(part, answers, strict=True):
-                found[i, j] += needles.is_right(trial, tokens)
+    with progress("needle", len(cells) * len(lengths), "prompts") as told:
+        for j, length in enumerate(lengths):
+            size = max(1, batch_tokens // length)
+            for first in range(0, len(cells), size):
+                part = cells[first : first + size]
+                prompt_BL = np.stack([needles.prompt(trial, length, depths_percent[i]) for i, trial in part])
+                answers = _answers(model, prompt_BL, new_tokens, needles.vocab_size, dtype)
+                for (i, trial), tokens in zip(part, answers, strict=True):
+                    found[i, j] += needles.is_right(trial, tokens)
+                told(len(part))
     return NeedleGrid(
         lengths=tuple(lengths),
         depths_percent=tuple(depths_percent),

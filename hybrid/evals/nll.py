@@ -17,6 +17,7 @@ from torch import Tensor
 
 from hybrid.data import NOT_SCORED, Batch, DataSource, DocumentSource, SyntheticData
 from hybrid.evals.intervals import ratio_interval
+from hybrid.evals.progress import progress
 from hybrid.model import LanguageModel, scored_loss
 from hybrid.spec import ExecSpec
 from hybrid.train.parallel import Ranks
@@ -156,8 +157,14 @@ def evaluate_nll_by_document(
     model.eval()
     try:
         cuda = [device] if device.type == "cuda" else []
-        with torch.random.fork_rng(devices=cuda), torch.no_grad(), autocast(dtype, device):
+        with (
+            torch.random.fork_rng(devices=cuda),
+            torch.no_grad(),
+            autocast(dtype, device),
+            progress("nll", None, "windows") as told,
+        ):
             for batch in data.validation_batches(batch_size, max_examples):
+                told(len(batch.inputs_BL))
                 _add_documents(sums, model, batch, bytes_of, max(sums, default=-1) + 1)
     finally:
         model.train(was_training)

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from hybrid.evals.intervals import percentile_interval, ratio_interval, resampled_ratios
 from hybrid.evals.nll import autocast
+from hybrid.evals.progress import progress
 from hybrid.model import LanguageModel
 from hybrid.spec import ConfigError
 
@@ -121,10 +122,18 @@ def evaluate_positions(
     was_training = model.training
     model.eval()
     try:
-        with torch.no_grad(), autocast(dtype, device):
+        with (
+            torch.no_grad(),
+            autocast(dtype, device),
+            progress("position", tokens_DT[:, 1:].size, "tokens") as told,
+        ):
             for first in range(0, len(tokens_DT), batch_size):
                 tokens_BT = torch.from_numpy(tokens_DT[first : first + batch_size]).to(device)
-                loss_BL = torch.cat(list(streamed_losses(model, tokens_BT, dtype=dtype)), dim=1)
+                pieces_BL = []
+                for piece_BL in streamed_losses(model, tokens_BT, dtype=dtype):
+                    pieces_BL.append(piece_BL)
+                    told(piece_BL.numel())
+                loss_BL = torch.cat(pieces_BL, dim=1)
                 batches_BN.append(loss_BL.double().unflatten(1, (-1, bin_width)).mean(-1).cpu().numpy())
     finally:
         model.train(was_training)

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from hybrid.evals.nll import autocast
+from hybrid.evals.progress import Progress
 from hybrid.generate import pieces
 from hybrid.mixers import rows_of_state
 from hybrid.model import LanguageModel, ModelState
@@ -23,8 +24,6 @@ from hybrid.model import LanguageModel, ModelState
 _LOGITS_AT_ONCE: Final = 1 << 26
 _LEAST_PREAMBLE: Final = 32
 """A beginning that all contexts have in common is computed once, if it is as long as this."""
-
-Progress = Callable[[int], None]
 
 
 @final

@@ -27,6 +27,7 @@ from torch import Tensor
 
 from hybrid.cost import block_params, distinct_blocks, model_state_bytes
 from hybrid.decode_cost import A100_80GB_SXM, H100_SXM, H200_SXM, Roofline
+from hybrid.evals.progress import progress
 from hybrid.generate import pieces
 from hybrid.memory import train_memory
 from hybrid.model import LanguageModel, ModelState
@@ -282,20 +283,24 @@ def measure_inference(
     model.eval()
     try:
         found = {}
-        for length in lengths:
-            decode = measure_decoding(model, batch=batch, prompt=prompt, length=length, repeats=repeats, peaks=peaks)
-            many = 0 if max_batch is None else fits(length, max_batch)
-            largest = None
-            if many > batch:
-                largest = measure_decoding(
-                    model, batch=many, prompt=prompt, length=length, repeats=repeats, peaks=peaks
+        with progress("throughput", len(lengths), "lengths") as told:
+            for length in lengths:
+                decode = measure_decoding(
+                    model, batch=batch, prompt=prompt, length=length, repeats=repeats, peaks=peaks
                 )
-            found[length] = AtLength(
-                batch=batch,
-                prefill=measure_prefill(model, batch=batch, length=length, repeats=repeats, peaks=peaks),
-                decode=decode,
-                largest=largest,
-            )
+                many = 0 if max_batch is None else fits(length, max_batch)
+                largest = None
+                if many > batch:
+                    largest = measure_decoding(
+                        model, batch=many, prompt=prompt, length=length, repeats=repeats, peaks=peaks
+                    )
+                found[length] = AtLength(
+                    batch=batch,
+                    prefill=measure_prefill(model, batch=batch, length=length, repeats=repeats, peaks=peaks),
+                    decode=decode,
+                    largest=largest,
+                )
+                told(1)
         return found
     finally:
         model.train(was_training)

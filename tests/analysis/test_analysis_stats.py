@@ -40,6 +40,11 @@ def test_holm_by_hand() -> None:
     assert stats.holm([]) == []
 
 
+def test_holm_leaves_out_what_was_not_compared() -> None:
+    assert stats.holm_of_known([0.01, None, 0.04]) == pytest.approx([0.02, None, 0.04])
+    assert stats.holm_of_known([None]) == [None]
+
+
 @pytest.mark.parametrize(
     ("k", "n", "low", "high"),
     [

@@ -10,10 +10,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+import hybrid.data
 from hybrid.config import Resolved
+from hybrid.data.shards import Shards
+from hybrid.data.stdlib import StdlibData
 from hybrid.decode import encode
+from hybrid.eval_config import EvalSettings, read_evals
 from sweeps.cells import CellRun, Expansion
 from sweeps.plan import Plan, make_plan
 from sweeps.plan_settings import PlanSettings, read_plan_settings
@@ -128,3 +133,22 @@ def finish(plan_of: Planner) -> Callable[..., None]:
         assert store.publish_record(run_id, content)
 
     return record
+
+
+@pytest.fixture
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
+    """A store, beside a corpus of ten documents, of 30 to 120 bytes."""
+    random = np.random.default_rng(0)
+    documents = [[256, *random.integers(97, 123, size=20 + 10 * i), 257] for i in range(1, 11)]
+    tokens = np.concatenate(documents).astype(np.uint16)
+    shards = Shards(directory=tmp_path, training=tokens, validation=tokens)
+    monkeypatch.setattr(hybrid.data, "open_data", lambda _, seq_len, __: StdlibData(shards, seq_len))
+    made = Store(tmp_path / "store")
+    made.prepare()
+    return made
+
+
+@pytest.fixture
+def read(config: dict[str, Any]) -> Callable[..., EvalSettings]:
+    """Settings of evaluations, by kind or as `evals` has them, as they are configured."""
+    return lambda *evals: read_evals(list(evals), config["eval"], stdlib_fingerprint=lambda: "0" * 16)

@@ -8,15 +8,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
-import hybrid.data
 from analysis.__main__ import main as analyse
 from hybrid.answers import unpacked
 from hybrid.config import Resolved
-from hybrid.data.shards import Shards
-from hybrid.data.stdlib import StdlibData
 from hybrid.eval_config import EvalSettings, read_evals
 from hybrid.spec import ConfigError
 from sweeps.index import Index
@@ -51,16 +47,6 @@ def text(resolve: Callable[..., Resolved]) -> Callable[[int], Resolved]:
     settings = [setting for setting in TEXT if not setting.startswith(("seq_len", "batch_tokens", "budget"))]
     long = ("seq_len=512", "batch_tokens=512", "budget.tokens=5120")
     return lambda seed: resolve(*settings, *long, f"init_seed={seed}")
-
-
-@pytest.fixture
-def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
-    tokens = np.random.default_rng(0).integers(97, 123, size=1000).astype(np.uint16)
-    shards = Shards(directory=tmp_path, training=tokens, validation=tokens)
-    monkeypatch.setattr(hybrid.data, "open_data", lambda _, seq_len, __: StdlibData(shards, seq_len))
-    made = Store(tmp_path / "store")
-    made.prepare()
-    return made
 
 
 @pytest.fixture

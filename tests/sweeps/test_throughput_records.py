@@ -5,10 +5,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
-import hybrid.data
 from analysis.figures.kinds import KINDS
 from analysis.figures.ours import Asked, Ours
 from analysis.figures.picture import HeatMap, Lines
@@ -16,10 +14,8 @@ from analysis.load import load
 from analysis.render import render
 from analysis.tables import build_tables
 from hybrid.config import Resolved
-from hybrid.data.shards import Shards
-from hybrid.data.stdlib import StdlibData
 from hybrid.decode_cost import H100_SXM
-from hybrid.eval_config import EvalSettings, read_evals
+from hybrid.eval_config import EvalSettings
 from hybrid.eval_spec import ThroughputEvalSpec
 from hybrid.evals import throughput
 from hybrid.spec import ConfigError
@@ -44,24 +40,6 @@ def _small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(throughput, "_CPU_COPY_BYTES", 1 << 16)
 
 
-@pytest.fixture
-def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
-    """A store beside a corpus of ten documents."""
-    random = np.random.default_rng(0)
-    documents = [[256, *random.integers(97, 123, size=20 + 10 * i), 257] for i in range(1, 11)]
-    tokens = np.concatenate(documents).astype(np.uint16)
-    shards = Shards(directory=tmp_path, training=tokens, validation=tokens)
-    monkeypatch.setattr(hybrid.data, "open_data", lambda _, seq_len, __: StdlibData(shards, seq_len))
-    made = Store(tmp_path / "store")
-    made.prepare()
-    return made
-
-
-@pytest.fixture
-def settings(config: dict[str, Any]) -> Callable[..., EvalSettings]:
-    return lambda *evals: read_evals(list(evals), config["eval"], stdlib_fingerprint=lambda: "0" * 16)
-
-
 def measured(
     store: Store, resolve: Callable[..., Resolved], settings: EvalSettings
 ) -> dict[str, dict[str, dict[str, Any]]]:
@@ -81,9 +59,9 @@ def measured(
 
 
 def test_what_evaluations_record_is_drawn_and_tabled(
-    store: Store, resolve: Callable[..., Resolved], settings: Callable[..., EvalSettings]
+    store: Store, resolve: Callable[..., Resolved], read: Callable[..., EvalSettings]
 ) -> None:
-    metrics = measured(store, resolve, settings(THROUGHPUT, POSITION, NEEDLE))
+    metrics = measured(store, resolve, read(THROUGHPUT, POSITION, NEEDLE))
     results = load(store, store.requests()[-1])
 
     def panels(kind: str) -> Any:
@@ -109,11 +87,11 @@ def test_what_evaluations_record_is_drawn_and_tabled(
 
 
 def test_a_record_says_on_what_it_was_measured_and_is_made_once(
-    store: Store, resolve: Callable[..., Resolved], settings: Callable[..., EvalSettings]
+    store: Store, resolve: Callable[..., Resolved], read: Callable[..., EvalSettings]
 ) -> None:
     resolved = resolve(*TEXT)
     finish(store, resolved)
-    (spec,) = settings(THROUGHPUT).of(resolved.run)
+    (spec,) = read(THROUGHPUT).of(resolved.run)
     assert isinstance(spec, ThroughputEvalSpec)
     (record,) = evaluate_one(store, resolved.run, resolved.execution, [spec])
     assert record["eval"]["device"] == "cpu"
@@ -121,7 +99,7 @@ def test_a_record_says_on_what_it_was_measured_and_is_made_once(
     assert all(told[name] for name in ("device_name", "torch", "kernels", "dtype", "threads", "peaks_source"))
     assert evaluate_one(store, resolved.run, resolved.execution, [spec]) == [record]
     # On another machine it is asked for under another name, and has a record of its own.
-    (other,) = settings({**THROUGHPUT, "device": "new_node"}).of(resolved.run)
+    (other,) = read({**THROUGHPUT, "device": "new_node"}).of(resolved.run)
     (again,) = evaluate_one(store, resolved.run, resolved.execution, [other])
     assert again["eval"] == record["eval"] | {"device": "new_node"}
     assert len(store.eval_records(run_id(resolved.run))) == 2
@@ -129,12 +107,12 @@ def test_a_record_says_on_what_it_was_measured_and_is_made_once(
 
 
 def test_a_device_that_is_not_there_is_refused(
-    store: Store, resolve: Callable[..., Resolved], settings: Callable[..., EvalSettings]
+    store: Store, resolve: Callable[..., Resolved], read: Callable[..., EvalSettings]
 ) -> None:
     resolved = resolve(*TEXT)
     finish(store, resolved)
     for device in ("h100", "cuda"):
-        (spec,) = settings({**THROUGHPUT, "device": device}).of(resolved.run)
+        (spec,) = read({**THROUGHPUT, "device": device}).of(resolved.run)
         with pytest.raises(ConfigError, match=f"eval.throughput.device = {device}: this is .*exec.device = cpu"):
             evaluate_one(store, resolved.run, resolved.execution, [spec])
     check_device("new_node", resolved.execution, "any processor")

@@ -6,16 +6,12 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pytest
 
-import hybrid.data
 from hybrid.config import Resolved
-from hybrid.data.shards import Shards
 from hybrid.data.stdlib import StdlibData
-from hybrid.eval_config import EvalSettings, read_evals
+from hybrid.eval_config import EvalSettings
 from hybrid.eval_spec import NllEvalSpec, PositionEvalSpec, eval_id, usual_evals
 from hybrid.spec import ConfigError, StdlibSpec
 from sweeps.identity import run_id
@@ -42,24 +38,6 @@ def _alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def text(resolve: Callable[..., Resolved]) -> Resolved:
     return resolve(*TEXT)
-
-
-@pytest.fixture
-def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
-    """A store beside a corpus of ten documents, of 30 to 120 bytes."""
-    random = np.random.default_rng(0)
-    documents = [[256, *random.integers(97, 123, size=20 + 10 * i), 257] for i in range(1, 11)]
-    tokens = np.concatenate(documents).astype(np.uint16)
-    shards = Shards(directory=tmp_path, training=tokens, validation=tokens)
-    monkeypatch.setattr(hybrid.data, "open_data", lambda _, seq_len, __: StdlibData(shards, seq_len))
-    made = Store(tmp_path / "store")
-    made.prepare()
-    return made
-
-
-@pytest.fixture
-def read(config: dict[str, Any]) -> Callable[..., EvalSettings]:
-    return lambda *evals: read_evals(list(evals), config["eval"], stdlib_fingerprint=lambda: "0" * 16)
 
 
 def ask(store: Store, resolved: Resolved, settings: EvalSettings) -> None:
