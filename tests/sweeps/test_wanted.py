@@ -242,3 +242,7 @@ def test_on_the_command_line_what_means_nothing_is_refused_before_anything_is_sp
     assert process.returncode == 2
     assert "evals = position: data.kind = recall: expected a run on text" in err
     assert not (tmp_path / "store" / "runs").exists()
+    process = run_py("-m", *TINY, "mode=eval", "evals=[position]")
+    out, err = process.communicate()
+    assert (process.returncode, out) == (2, "")
+    assert "evals = position: data.kind = recall: expected a run on text" in err

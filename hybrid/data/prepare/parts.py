@@ -31,7 +31,7 @@ from hybrid.durable import make_dir, sync_dir
 INDEX: Final = np.dtype([("place", "<u8"), ("draw", "<u8"), ("tokens", "<u8"), ("text_bytes", "<u8")])
 WHOLE: Final = 1 << 64
 
-_BATCH_BYTES: Final = 1 << 20
+_BATCH_BYTES: Final = 1 << 17
 _BATCH_DOCUMENTS: Final = 1000
 _SHOWN: Final = 5
 
