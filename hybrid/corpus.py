@@ -157,10 +157,10 @@ def check_needle(spec: NeedleSpec, seq_len: int) -> None:
         problems.append(f"data.n_needles = {spec.n_needles}: expected 1 to {_LETTERS}, a capital letter for each")
     if not 1 <= spec.n_digits <= _MAX_DIGITS:
         problems.append(f"data.n_digits = {spec.n_digits}: expected 1 to {_MAX_DIGITS}")
-    least = 2 * spec.n_needles * (spec.n_digits + 3)
+    least = 2 * spec.n_needles * (spec.n_digits + 2)
     if not problems and seq_len < least:
         problems.append(
-            f"seq_len = {seq_len}: expected at least {least}: {spec.n_digits + 3} bytes for each of data.n_needles = "
+            f"seq_len = {seq_len}: expected at least {least}: {spec.n_digits + 2} bytes for each of data.n_needles = "
             f"{spec.n_needles} needles, and as many for the questions"
         )
     if problems:

@@ -369,7 +369,7 @@ class RecallSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class NeedleSpec:
-    """Needles in a haystack of random letters, over bytes: "K=417;" at `n_needles` places, each asked for at the end.
+    """Needles in a haystack of random letters, over bytes: "K417;" at `n_needles` places, each asked for at the end.
 
     The K are different capital letters, and `n_digits` digits of each are to be predicted.
     """

@@ -1,12 +1,13 @@
 """Needles in a haystack over bytes, at toy scale: what is hidden in random letters is asked for at the end.
 
-    input   q w e K=41; r t y u A=07; i o p ... A=07; K=41;        without the blanks
-    target                                        07    41         scored: the digits of the questions alone
+    input   q w e K41; r t y u A07; i o p ... A07; K41;        without the blanks
+    target                                     07   41         scored: the digits of the questions alone
 
 Different capital letters stand for as many needles of `n_digits` random digits, at random places of a haystack of
 random small letters; the questions, in random order, are the needles' own words. It is the task of arXiv 2510.04800,
 Figure 4, with a prompt that asks for all of several needles: a model that keeps a state of bounded size must keep all
-of them, one with a window of bounded length forgets the first.
+of them, one with a window of bounded length forgets the first. Letter and digits touch, as at this scale a sign between
+them keeps attention from being learned (LOG).
 
 Shapes: B sequences, L positions, T = L + 1, N needles, W bytes of each, H bytes of the haystack, C candidates.
 """
@@ -32,7 +33,7 @@ class NeedleData(SyntheticData):
         """Raises ConfigError if needles and questions do not fit."""
         check_needle(spec, seq_len)
         self._spec = spec
-        self._n, self._digits, self._width = spec.n_needles, spec.n_digits, spec.n_digits + 3
+        self._n, self._digits, self._width = spec.n_needles, spec.n_digits, spec.n_digits + 2
         self._seq_len = seq_len
         self._n_filler = seq_len + 1 - 2 * self._n * self._width
         self._parts = (_LETTERS, self._n * self._digits, self._n, self._n, self._n_filler)
@@ -49,7 +50,7 @@ class NeedleData(SyntheticData):
         a function of the seed and the number alone. Raises ConfigError where it does not fit.
         """
         generator, needles = self._hidden(seed, number)
-        n_letters = length - 2 - self._n * self._width
+        n_letters = length - 1 - self._n * self._width
         if n_letters < 0:
             raise ConfigError(
                 f"eval.needle.lengths = {length}: expected at least {length - n_letters}, what {self._n} needles and a "
@@ -60,11 +61,11 @@ class NeedleData(SyntheticData):
         for needle in needles[1:]:
             units.insert(int(generator.integers(len(units) + 1)), needle)
         units.insert(round(len(units) * depth_percent / 100), needles[0])
-        return np.frombuffer(b"".join([*units, needles[0][:2]]), dtype=np.uint8).astype(np.int64)
+        return np.frombuffer(b"".join([*units, needles[0][:1]]), dtype=np.uint8).astype(np.int64)
 
     def answer(self, seed: int, number: int) -> bytes:
         """The digits that the prompt of this number asks for."""
-        return self._hidden(seed, number)[1][0][2:-1]
+        return self._hidden(seed, number)[1][0][1:-1]
 
     def _hidden(self, seed: int, number: int) -> tuple[np.random.Generator, list[bytes]]:
         """The needles of a prompt, the one that is asked for first, and what its haystack is drawn with."""
@@ -72,7 +73,7 @@ class NeedleData(SyntheticData):
         keys = generator.permutation(_LETTERS)[: self._n]
         digits = generator.integers(10, size=(self._n, self._digits))
         return generator, [
-            f"{chr(ord('A') + key)}={''.join(map(str, row))};".encode()
+            f"{chr(ord('A') + key)}{''.join(map(str, row))};".encode()
             for key, row in zip(keys.tolist(), digits.tolist(), strict=True)
         ]
 
@@ -82,8 +83,7 @@ class NeedleData(SyntheticData):
 
         needle_BNW = np.empty((count, n, width), dtype=np.int64)
         needle_BNW[:, :, 0] = ord("A") + np.argsort(key_u, axis=1)[:, :n]
-        needle_BNW[:, :, 1] = ord("=")
-        needle_BNW[:, :, 2:-1] = ord("0") + (10 * digit_u).astype(np.int64).reshape(count, n, self._digits)
+        needle_BNW[:, :, 1:-1] = ord("0") + (10 * digit_u).astype(np.int64).reshape(count, n, self._digits)
         needle_BNW[:, :, -1] = ord(";")
 
         # Before which of the letters a needle stands; of several before one, the first drawn is the first.
@@ -101,6 +101,6 @@ class NeedleData(SyntheticData):
 
         targets_BL = np.full((count, self._seq_len), NOT_SCORED, dtype=np.int64)
         scored_L = np.zeros(self._seq_len, dtype=bool)
-        scored_L[haystack - 1 :] = np.tile([False, False, *[True] * self._digits, False], n)
+        scored_L[haystack - 1 :] = np.tile([False, *[True] * self._digits, False], n)
         targets_BL[:, scored_L] = tokens_BT[:, 1:][:, scored_L]
         return Batch(inputs_BL=tokens_BT[:, :-1], targets_BL=targets_BL)

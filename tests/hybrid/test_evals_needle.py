@@ -149,11 +149,11 @@ def test_a_toy_prompt_has_what_it_asks_for_at_its_depth() -> None:
                 prompt = bytes(needles.prompt(trial, length, depth).astype(np.uint8))
                 assert len(prompt) == length
                 answer = source.answer(1, trial)
-                whole = prompt[-2:] + answer + b";"
+                whole = prompt[-1:] + answer + b";"
                 assert prompt.count(whole) == 1
-                assert prompt.count(b";") == prompt.count(b"=") - 1 == 4
-                before = len(re.findall(rb"[A-Z]=\d{3};|[a-z]", prompt[: prompt.index(whole)]))
-                n_units = length - 2 - 4 * 6 + 3
+                assert prompt.count(b";") == len(re.findall(rb"[A-Z]", prompt)) - 1 == 4
+                before = len(re.findall(rb"[A-Z]\d{3};|[a-z]", prompt[: prompt.index(whole)]))
+                n_units = length - 1 - 4 * 5 + 3
                 assert before == round(n_units * depth / 100)
                 assert needles.is_right(trial, np.frombuffer(answer + b";A", np.uint8).astype(np.int64))
                 assert not needles.is_right(trial, np.frombuffer(b"x" + answer, np.uint8).astype(np.int64))
@@ -186,6 +186,6 @@ def test_a_length_that_does_not_fit_is_refused_before_anything_is_read(
 
 def test_a_toy_length_that_does_not_fit_is_refused() -> None:
     source = NeedleData(NeedleSpec(n_needles=4, n_digits=3), 80)
-    assert len(source.prompt(1, 0, 26, 0)) == 26
-    with pytest.raises(ConfigError, match="lengths = 25: expected at least 26"):
-        source.prompt(1, 0, 25, 0)
+    assert len(source.prompt(1, 0, 21, 0)) == 21
+    with pytest.raises(ConfigError, match="lengths = 20: expected at least 21"):
+        source.prompt(1, 0, 20, 0)
