@@ -201,7 +201,7 @@ def needle_picture(ours: Ours) -> Picture:
                     colour=Axis(label="needles found (%)", better="higher"),
                     low=0.0,
                     high=100.0,
-                    upright=training_length(results),
+                    upright=tuple(rule for rule in training_length(results) if rule.value <= max(same[0].lengths)),
                 ),
             )
         )
@@ -212,7 +212,7 @@ def needle_picture(ours: Ours) -> Picture:
     how = [
         "Mean over the seeds of a row." if several else "One seed a row.",
         f"Not drawn: {count(other_grids, 'run')} with other lengths or depths." if other_grids else "",
-        "Dashed: the training length." if shown[0][1].upright else "",
+        "Dashed: the training length." if any(one.upright for _, one in shown) else "",
         "Crossed out: not recorded." if any(v is None for _, m in shown for row in m.values for v in row) else "",
         f"{len(maps) - MOST_MAPS} more rows are not drawn: choose with --rows." if len(maps) > MOST_MAPS else "",
         without_line(results, wanted, [group for group, _ in maps], "needles recorded"),

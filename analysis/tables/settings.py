@@ -69,7 +69,7 @@ def _data_text(spec: RunSpec) -> str:
         case RecallSpec(n_symbols=symbols, n_pairs=pairs):
             return f"recall of {pairs} pairs over {symbols} symbols"
         case NeedleSpec(n_needles=needles, n_digits=digits):
-            return f"{needles} needles of {digits} digits in random letters"
+            return f"{count(needles, 'needle')} of {count(digits, 'digit')} in random letters"
         case InContextRecallSpec(n_symbols=symbols, n_noise_symbols=noise, noise_fraction=fraction, train_on=train_on):
             told = f", {noise} of noise in {100 * fraction:g}% of pairs" if noise else ""
             return f"in-context recall over {symbols} symbols{told}{_trained(train_on)}"

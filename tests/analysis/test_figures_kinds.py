@@ -238,6 +238,8 @@ def test_needles_that_no_seed_has_stay_empty(book: Any) -> None:
     picture = made(book, "needle")
     assert only(picture, HeatMap).values == ((None, 50.0),)
     assert "Crossed out: not recorded." in picture.caption
+    assert "Dashed: the training length." not in picture.caption, "it is longer than any needle's"
+    assert not only(picture, HeatMap).upright
 
 
 def test_needles_at_other_lengths_are_left_out_and_counted(book: Any) -> None:
