@@ -3,7 +3,10 @@
 import codecs
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
+from typing import final
 
+from hybrid.eval_spec import is_text
 from hybrid.spec import ConfigError, ExecSpec, RunSpec, StdlibSpec
 from sweeps.identity import run_id as identify
 from sweeps.store import Store
@@ -44,23 +47,24 @@ def generate_one(
     """Have a finished run continue the prompt, and `write` the text in pieces as they come, the prompt first.
 
     It ends where a document does, or after `settings.tokens`; bytes that are no UTF-8 become U+FFFD. Raises
-    ConfigError where the run's data are no text, StoreError where it is not done or its weights are gone.
+    ConfigError where the run's data are no text, or its corpus, which has the tokenizer, is not there; StoreError where
+    it is not done or its weights are gone.
     """
-    if not isinstance(run.data, StdlibSpec):
+    if not is_text(run.data):
         raise ConfigError(
-            f"mode = generate: data.kind = {run.data.kind}: expected a run on text, whose tokens are bytes: data=stdlib"
+            f"mode = generate: data.kind = {run.data.kind}: expected a run on text, such as data=stdlib or data=corpus"
         )
     run_id = identify(run)
     store.check_spec(run_id, run)
     weights = final_weights(store, run, "generate from")
     import torch
 
-    from hybrid.data.shards import BOS, EOS
     from hybrid.evals.nll import autocast
     from hybrid.generate import stream
     from hybrid.train.checkpoint import load_final_weights
     from hybrid.train.loop import build_model, numerics
 
+    words = _words_of(run, store.data_root)
     # What the command line could not decode is passed on as the bytes that it was.
     prompt = settings.prompt.encode("utf-8", "surrogateescape")
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
@@ -70,19 +74,51 @@ def generate_one(
         device = model.embedding.device
         tokens = stream(
             model,
-            torch.tensor([[BOS, *prompt]], device=device),
+            torch.tensor([[words.bos, *words.encode(prompt)]], device=device),
             settings.tokens,
             temperature=settings.temperature,
             top_k=settings.top_k,
             top_p=settings.top_p,
             seed=settings.seed,
-            stop_tokens=(BOS, EOS),
-            vocab_size=run.data.vocab_size,  # the model may have room for more
+            stop_tokens=(words.bos, words.eos),
+            vocab_size=words.n_tokens,  # the model may have room for more
             state_dtype=torch.bfloat16 if run.dtype == "bfloat16" else torch.float32,
         )
         write(decoder.decode(prompt))
         with autocast(run.dtype, device):
             for token in map(int, tokens):
-                if token not in (BOS, EOS):
-                    write(decoder.decode(bytes([token])))
+                if token not in (words.bos, words.eos):
+                    write(decoder.decode(words.decode(token)))
     write(decoder.decode(b"", final=True))
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class _Words:
+    """What the tokens of a run stand for."""
+
+    bos: int
+    eos: int
+    n_tokens: int
+    encode: Callable[[bytes], list[int]]
+    decode: Callable[[int], bytes]
+
+
+def _words_of(run: RunSpec, data_root: Path) -> _Words:
+    """Bytes need no file; a corpus has its tokenizer beside its shards."""
+    import numpy as np
+
+    from hybrid.data import DocumentSource, open_data
+    from hybrid.data.shards import BOS, EOS
+
+    if isinstance(run.data, StdlibSpec):
+        return _Words(bos=BOS, eos=EOS, n_tokens=run.data.vocab_size, encode=list, decode=lambda token: bytes([token]))
+    data = open_data(run.data, run.seq_len, data_root)
+    assert isinstance(data, DocumentSource)
+    return _Words(
+        bos=data.bos,
+        eos=data.eos,
+        n_tokens=len(data.token_bytes_V),
+        encode=lambda text: data.encode(text).tolist(),
+        decode=lambda token: data.decode(np.array([token])),
+    )

@@ -18,6 +18,7 @@ from sweeps.plan import make_plan
 from sweeps.plan_settings import read_plan_settings
 from sweeps.stopping import StopFlag
 from sweeps.store import Store
+from sweeps.worker.generation import GenerateConfig, generate_one
 from sweeps.worker.runs import run_one
 
 TINY = (
@@ -79,6 +80,36 @@ def test_a_run_on_a_declared_revision_records_which_shards_it_learnt_from(
     record = store.record(run_id(resolved.run))
     assert record is not None
     assert record["provenance"]["corpus"] == read_manifest(books).fingerprint
+
+
+def test_a_run_on_a_corpus_continues_a_prompt_in_the_words_of_its_tokenizer(
+    store: Store, tmp_path: Path, resolve: Callable[..., Resolved]
+) -> None:
+    tokenizers = pytest.importorskip("tokenizers")
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = tokenizers.decoders.ByteLevel()
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=270,
+        special_tokens=["<s>", "</s>"],
+        initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(["a word and a word " * 20], trainer)
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    source = tmp_path / "words.jsonl"
+    source.write_text("".join(json.dumps({"text": f"{i} " + "word " * (9 + i % 9)}) + "\n" for i in range(80)))
+    options = ["--tokenizer", str(tmp_path / "tokenizer.json"), "--bos", "<s>", "--eos", "</s>", "--max-overlap", "1"]
+    assert prepare(["prepare", "words", str(source), *options, "--val-percent", "30", "--store", str(store.root)]) == 0
+    resolved = resolve(*TINY, "data=corpus", f"data.directory={store.data_root / 'words'}")
+    assert train(store, resolved) == "done"
+    settings = GenerateConfig(prompt="a word", tokens=12, temperature=0.0, top_k=None, top_p=None, seed=1)
+    pieces: list[str] = []
+    generate_one(store, resolved.run, resolved.execution, settings, pieces.append)
+    assert pieces[0] == "a word"
+    vocabulary = {tokenizer.decode([token]) for token in range(2, tokenizer.get_vocab_size())}
+    assert set(pieces[1:]) <= vocabulary | {""}
+    assert any(len(piece) > 1 for piece in pieces[1:]), "tokens of several letters are the likeliest here"
 
 
 def test_a_damaged_shard_fails_the_run_and_is_named(
