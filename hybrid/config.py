@@ -40,7 +40,7 @@ R = TypeVar("R")
 Count = Any  # a whole number as users write it: 2048, 6e10, "60B"
 
 # Settings that say where and how, not what: they never reach a RunSpec, and the command line's entry points own them.
-SURROUNDINGS = ("mode", "evals", "eval", "generate", "plan", "store", "sweep", "hydra", "notify")
+SURROUNDINGS = ("mode", "request", "evals", "eval", "generate", "plan", "store", "sweep", "hydra", "notify")
 OF_LAUNCHERS = ("wait",)
 """Settings of `exec` that say nothing of how a run is carried out."""
 

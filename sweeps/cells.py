@@ -22,7 +22,7 @@ from sweeps.tune import Choices, Tune, chosen_candidate, metric_of, read_tune, s
 
 UNNAMED = "unnamed"
 # Settings that change how a request is carried out, not which cells it has.
-_NOT_OF_A_CELL = ("mode", "evals", "eval", "generate", "plan", "store", "notify", "hydra")
+_NOT_OF_A_CELL = ("mode", "request", "evals", "eval", "generate", "plan", "store", "notify", "hydra")
 _SURROUNDINGS = (*_NOT_OF_A_CELL, "exec")
 _SEEDS = ("init_seed", "data_seed")
 _MAX_CELLS_NAMED = 4

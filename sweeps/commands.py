@@ -13,13 +13,13 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar, cast
 
-from hybrid.config import read_config
+from hybrid.config import SURROUNDINGS, Resolved, read_config
 from hybrid.cost import layout_of
 from hybrid.decode import decode
 from hybrid.eval_config import EvalSettings, read_evals
 from hybrid.layout import compact
 from hybrid.manifest import find_corpus
-from hybrid.spec import ConfigError, CorpusSpec, HubSpec
+from hybrid.spec import ConfigError, CorpusSpec, ExecSpec, HubSpec
 from sweeps.cells import UNNAMED, CellRun, Expansion, expand, reference_models
 from sweeps.compose import Composer
 from sweeps.evidence import chosen_rows, evidence, rows_of
@@ -38,17 +38,19 @@ from sweeps.progress import say
 from sweeps.retry import after_oom
 from sweeps.scheduler import SchedulerError
 from sweeps.standing import Standings
+from sweeps.status import choose_requests
 from sweeps.store import Cell, Store, StoreError, is_final
 from sweeps.submissions import Submissions
 from sweeps.text import count
-from sweeps.tune import Choices, choose
-from sweeps.wanted import want, wanted_of
+from sweeps.tune import Choices, choose, settle
+from sweeps.wanted import missing, want, wanted_of
 from sweeps.worker.evaluation import evaluate_one
 from sweeps.worker.generation import GenerateConfig, generate_one
 
 R = TypeVar("R")
 
 _LISTED = 20
+_UNTUNED = "expected a cell that is tuned: its tuning runs come first"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +70,7 @@ class Surroundings:
     """What a configuration says of how its cells are carried out, read."""
 
     mode: Mode
+    request: str | None
     evals: EvalSettings
     plan: PlanSettings
     generation: GenerateConfig
@@ -97,6 +100,8 @@ def run_request(arguments: Sequence[str], launcher: Launcher) -> int:
         around = _surroundings(expansion.config)
     except ConfigError as error:
         raise ConfigError([*error.problems, *_launcher_problems(launcher, ())]) from None
+    if around.request is not None:
+        return _of_stored(around.request, arguments, around, expansion.runs[0].resolved.execution, launcher)
     if around.mode in ("run", "eval"):
         launcher.check(expansion.runs)
     elif around.mode == "plan":
@@ -188,15 +193,48 @@ def _look(expansion: Expansion, around: Surroundings, launcher: Launcher | None 
         return _of_cells(settled.runs, around)
     for cell in settled.request.cells:
         if cell.run_id is None:
-            say(f"error: {cell.name}: expected a cell that is tuned: its tuning runs come first")
-    runs = [run for run in settled.runs if not run.is_tuning and not run.is_untuned]
+            say(f"error: {cell.name}: {_UNTUNED}")
+    asked = Asked(sweep=expansion.request.sweep, overrides=expansion.request.overrides)
+    code = _look_at_runs(_reported(settled.runs), around, launcher, asked)
+    return max(code, EXIT_OK if choices.are_made else EXIT_SOME_FAILED)
+
+
+def _of_stored(
+    name: str, arguments: Sequence[str], around: Surroundings, execution: ExecSpec, launcher: Launcher
+) -> int:
+    """What mode=eval and mode=generate do with the runs of a stored request, from the specs that are stored with it."""
+    # What else is said of a run would be of another one.
+    keys = {text: re.split(r"[./=@]", text.lstrip("+~"))[0] for text in arguments}
+    problems = [
+        f"{text}: expected nothing of this kind beside request={name}, whose runs are what they are"
+        for text, key in keys.items()
+        if key == "sweep" or key not in (*SURROUNDINGS, "exec")
+    ]
+    if problems:
+        raise ConfigError(problems)
+    store, code = around.store, EXIT_OK
+    runs: dict[str, CellRun] = {}
+    for request in choose_requests(store, name):
+        for cell in settle(request, choose(request, store)).cells:
+            spec = None if cell.run_id is None else store.run_spec(cell.run_id)
+            if cell.run_id is None or spec is None:
+                lacking = _UNTUNED if cell.run_id is None else "expected a run that was begun"
+                say(f"error: {cell.name}: {lacking}")
+                code = EXIT_SOME_FAILED
+                continue
+            resolved = Resolved(run=spec, execution=execution, param_mismatch=None, matched_sizes=(), budget=None)
+            runs.setdefault(cell.run_id, CellRun(cell=cell, resolved=resolved, arguments=()))
+    launcher.check(list(runs.values()))
+    return max(code, _look_at_runs(list(runs.values()), around, launcher, Asked(sweep=name, overrides=())))
+
+
+def _look_at_runs(runs: Sequence[CellRun], around: Surroundings, launcher: Launcher | None, asked: Asked) -> int:
+    """Evaluation, where the launcher has it done, and generation."""
     ends = None
     if launcher is not None and around.mode == "eval":
         _want(_finished(runs, around.store), around)
-        asked = Asked(sweep=expansion.request.sweep, overrides=expansion.request.overrides)
         ends = launcher.evaluate(runs, around.store, asked)
-    code = _of_cells(runs, around) if ends is None else _report_evaluations(ends)
-    return max(code, EXIT_OK if choices.are_made else EXIT_SOME_FAILED)
+    return _of_cells(runs, around) if ends is None else _report_evaluations(ends)
 
 
 def _of_cells(runs: Sequence[CellRun], around: Surroundings) -> int:
@@ -316,6 +354,9 @@ def run_single(config: Mapping[str, Any], arguments: Sequence[str], launcher: La
     around = _surroundings(config)
     store = around.store
     _check_no_sweep(config)
+    if around.request is not None:
+        execution = read_config(config, stdlib_fingerprint=_fingerprint).execution
+        return _of_stored(around.request, arguments, around, execution, launcher)
     with Composer() as composer:
         reference = reference_models(arguments, composer) if config["budget"]["match"] else None
         resolved = read_config(config, stdlib_fingerprint=_fingerprint, reference=reference)
@@ -366,6 +407,9 @@ def _surroundings(config: Mapping[str, Any]) -> Surroundings:
             return None
 
     mode = keep(lambda: decode(cast(Any, Mode), config["mode"], "mode"))
+    request = keep(lambda: decode(cast(Any, str | None), config["request"], "request"))
+    if request is not None and mode is not None and mode not in ("eval", "generate"):
+        problems.append(f"request = {request}: expected mode=eval or mode=generate beside it, not mode={mode}")
     evals = keep(lambda: _read_evals(config))
     generation = keep(lambda: _generation(config["generate"]))
     plan = keep(lambda: read_plan_settings(config["plan"]))
@@ -376,6 +420,7 @@ def _surroundings(config: Mapping[str, Any]) -> Surroundings:
         raise ConfigError(problems)
     return Surroundings(
         mode=cast(Mode, mode),
+        request=request,
         evals=cast(EvalSettings, evals),
         plan=cast(PlanSettings, plan),
         generation=cast(GenerateConfig, generation),
@@ -564,7 +609,8 @@ def _evaluate_finished(runs: Sequence[CellRun], around: Surroundings, launcher: 
 def _evaluate(runs: Sequence[CellRun], around: Surroundings) -> int:
     """Measure, one after the other, what is asked for of each run, and print it; gives the exit code.
 
-    Raises ConfigError, before anything is measured, where one means nothing for a run.
+    Where nothing is named, that is the usual, and what was wanted of a run before and is not made. Raises ConfigError,
+    before anything is measured, where an evaluation means nothing for a run.
     """
     failed, store = False, around.store
     distinct = {run.run_id: run for run in runs}.values()
@@ -573,8 +619,10 @@ def _evaluate(runs: Sequence[CellRun], around: Surroundings) -> int:
         specs = wanted[run.run_id]
         try:
             if store.status(run.run_id) == "done":
+                if around.evals.asked is None:
+                    specs = tuple(dict.fromkeys((*specs, *missing(store, run.resolved.run))))
                 want(store, run.resolved.run, specs, around.evals)
-        except StoreError as error:
+        except (StoreError, ConfigError) as error:
             failed = True
             say(f"error: {run.cell.name}: {error}")
             continue

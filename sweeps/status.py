@@ -192,7 +192,11 @@ def look(store: Store, request: Request, standings: Standings | None = None) -> 
             state = replace(state, evaluation=evaluation, evaluation_note=note)
             lacking = missing_names(store, cell.run_id) if state.status == "done" else []
             if lacking:
-                state = replace(state, status=NEEDS_EVAL, note=f"to be evaluated (mode=eval): {', '.join(lacking)}")
+                state = replace(
+                    state,
+                    status=NEEDS_EVAL,
+                    note=f"to be evaluated (mode=eval request={request.sweep}): {', '.join(lacking)}",
+                )
             found[cell.run_id] = state
         cells.append(replace(found[cell.run_id], name=cell.name, row=cell.row))
     return RequestState(

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -12,7 +13,7 @@ import pytest
 from hybrid.config import Resolved
 from hybrid.data.stdlib import StdlibData
 from hybrid.eval_config import EvalSettings
-from hybrid.eval_spec import NllEvalSpec, PositionEvalSpec, eval_id, usual_evals
+from hybrid.eval_spec import NllEvalSpec, PositionEvalSpec, RecallEvalSpec, eval_id, usual_evals
 from hybrid.spec import ConfigError, StdlibSpec
 from sweeps.identity import run_id
 from sweeps.index import Index
@@ -105,7 +106,7 @@ def test_a_done_run_without_a_wanted_evaluation_needs_it(
     assert [cell.status for cell in state.cells] == ["needs_eval", "done", "new"]
     text_of_it = state_text(state)
     assert "1 needs_eval" in text_of_it
-    assert "wanted: to be evaluated (mode=eval): " in text_of_it
+    assert "wanted: to be evaluated (mode=eval request=" in text_of_it
     (line,) = [line for line in requests_text(store, [request]).splitlines() if line.startswith("s ")]
     assert "2/3" in line
     assert "1 needs_eval" in line
@@ -246,3 +247,31 @@ def test_on_the_command_line_what_means_nothing_is_refused_before_anything_is_sp
     out, err = process.communicate()
     assert (process.returncode, out) == (2, "")
     assert "evals = position: data.kind = recall: expected a run on text" in err
+
+
+def test_a_stored_request_is_evaluated_by_its_name_also_in_what_was_wanted_before(
+    tmp_path: Path, run_py, resolve: Callable[..., Resolved]
+) -> None:
+    def said(*arguments: str, code: int = 0) -> tuple[str, str]:
+        process = run_py(*arguments)
+        out, err = process.communicate()
+        assert process.returncode == code, err
+        return out, err
+
+    said("-m", *TINY, "init_seed=1,2", "budget.tokens=640")
+    ids = [run_id(resolve(*TINY, f"init_seed={seed}", "budget.tokens=640").run) for seed in (1, 2)]
+    Store(tmp_path / "store").want_eval(ids[0], RecallEvalSpec(examples=8, lengths=(16,), items=()))
+    out, _ = said("mode=eval", "request=unnamed")
+    assert [line.split()[1:3] for line in out.splitlines()] == [[ids[0], "nll:"], [ids[0], "recall:"], [ids[1], "nll:"]]
+    # By Hydra's multirun, the same; what was made is told again.
+    out, _ = said("-m", "mode=eval", "request=unnamed", "evals=[nll]")
+    assert [line.split()[1] for line in out.splitlines()] == ids
+    for arguments, message in (
+        (("mode=eval", "request=unnamd"), "unnamd: never asked for in .* did you mean unnamed?"),
+        (("request=unnamed",), "request = unnamed: expected mode=eval or mode=generate beside it, not mode=run"),
+        (("mode=eval", "request=unnamed", "model=mamba"), "model=mamba: expected nothing of this kind beside request="),
+        (("-m", "mode=eval", "request=unnamed", "+sweep=demo"), "sweep=demo: expected nothing of this kind"),
+        (("mode=generate", "request=unnamed/00"), "no such request"),
+    ):
+        _, err = said(*arguments, code=2)
+        assert re.search(message, err), err
