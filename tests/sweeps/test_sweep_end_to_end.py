@@ -130,6 +130,7 @@ def test_sigkill_to_everything_at_any_moment_then_the_same_command_again(tmp_pat
             assert killed.record_path(run).read_bytes() == recorded[run]
 
 
+@pytest.mark.slow
 def test_two_sweeps_of_the_same_cells_in_the_same_second_do_no_harm(tmp_path: Path, run_py) -> None:
     both = [run_py("-m", *TINY, *AXES, "budget.tokens=32000") for _ in range(2)]
     for process in both:
@@ -206,6 +207,7 @@ def test_cells_that_share_a_run_are_all_named_when_it_fails(run_py) -> None:
     assert "1 of 3 cells finished" in err
 
 
+@pytest.mark.slow
 def test_latest_is_what_was_last_asked_for(tmp_path: Path, run_py) -> None:
     for seeds in ("1,2", "1,3", "1,2"):
         run_py("-m", *TINY, f"init_seed={seeds}").communicate()

@@ -794,6 +794,7 @@ def test_a_pool_trains_trunks_once_and_names_them(tmp_path: Path, run_py, cells:
     assert "trunk " not in err.partition("to be run: 0")[2]
 
 
+@pytest.mark.slow
 def test_sigkill_during_the_trunk_then_the_same_command_again(tmp_path: Path, run_py, cells: Cells) -> None:
     lengths = "budget.tokens=16000,32000"
     store, alone = Store(tmp_path / "store"), Store(tmp_path / "alone")
@@ -814,6 +815,7 @@ def test_sigkill_during_the_trunk_then_the_same_command_again(tmp_path: Path, ru
     assert_as_alone(three, store, alone)
 
 
+@pytest.mark.slow
 def test_two_sweeps_at_once_train_their_trunk_once(tmp_path: Path, run_py, cells: Cells) -> None:
     store = Store(tmp_path / "store")
     both = [run_py(*SWEEP, f"budget.tokens={lengths}") for lengths in ("32000,64000", "32000,64000,96000")]
@@ -827,6 +829,7 @@ def test_two_sweeps_at_once_train_their_trunk_once(tmp_path: Path, run_py, cells
     assert updates_made(store) == 100 + 200 + 300 + 1200 < alone
 
 
+@pytest.mark.slow
 def test_a_pool_fails_branches_with_their_trunk_and_goes_on_when_asked_again(
     tmp_path: Path, run_py, cells: Cells
 ) -> None:

@@ -491,6 +491,7 @@ def loss(store: Store, cell: Cell) -> float:
     return float(found["metrics"]["val_loss_nats"])
 
 
+@pytest.mark.slow
 def test_one_choice_for_all_rows_is_trained_in_all_of_them(tmp_path: Path, run_py) -> None:
     tune = TUNE.replace("per:row", "per:sweep")
     process = run_py("-m", *BASE, ROWS, "sweep.seeds=1", tune)
@@ -537,6 +538,7 @@ def test_a_value_that_diverges_is_never_chosen_and_a_row_of_them_is_untuned(run_
     assert "1 of 2 cells finished" in err
 
 
+@pytest.mark.slow
 def test_a_tuned_sweep_that_is_killed_in_either_phase_goes_on_where_it_was(tmp_path: Path, run_py) -> None:
     store = Store(tmp_path / "store")
     tune = "sweep.tune={optim.lr:[1e-3,3e-3]}"
