@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, partial
 from typing import Any, Literal
 
-from hybrid.config import Resolved, read_config
+from hybrid.config import SURROUNDINGS, Resolved, read_config
 from hybrid.decode import decode, did_you_mean
 from hybrid.layout import parse_ratio
 from hybrid.spec import ConfigError
@@ -21,9 +21,8 @@ from sweeps.store import Candidate, Cell, Request, Tuning, now
 from sweeps.tune import Choices, Tune, chosen_candidate, metric_of, read_tune, seeds_problem, settle, tuning_name
 
 UNNAMED = "unnamed"
-# Settings that change how a request is carried out, not which cells it has.
-_NOT_OF_A_CELL = ("mode", "request", "evals", "eval", "generate", "plan", "store", "notify", "hydra")
-_SURROUNDINGS = (*_NOT_OF_A_CELL, "exec")
+OF_THE_COMMAND = (*(section for section in SURROUNDINGS if section != "sweep"), "exec")
+"""Settings that change how a request is carried out, not which cells it has."""
 _SEEDS = ("init_seed", "data_seed")
 _MAX_CELLS_NAMED = 4
 _MAX_CELLS = 100_000
@@ -471,7 +470,7 @@ def _plain_if_there(setting: Setting, composer: Composer) -> Setting:
 
 def _is_surrounding(setting: Setting) -> bool:
     key = setting.key.lstrip("+~")
-    return key == "sweep" or key.replace("/", ".").split(".")[0] in _SURROUNDINGS
+    return key == "sweep" or key.replace("/", ".").split(".")[0] in OF_THE_COMMAND
 
 
 def _alone(chosen: "_Chosen") -> tuple[str, ...]:
@@ -510,7 +509,7 @@ def _check_settings(where: str, settings: object) -> None:
     for key in settings:
         if not isinstance(key, str) or not key:
             problems.append(f"{where}: {key!r}: expected the name of a setting")
-        elif key.replace("/", ".").split(".")[0] in (*_NOT_OF_A_CELL, "sweep"):
+        elif key.replace("/", ".").split(".")[0] in SURROUNDINGS:
             problems.append(f"{where}.{key}: not a setting of a cell: give it on the command line, for all of them")
     if problems:
         raise ConfigError(problems)

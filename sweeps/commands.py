@@ -13,14 +13,14 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar, cast
 
-from hybrid.config import SURROUNDINGS, Resolved, read_config
+from hybrid.config import Resolved, read_config
 from hybrid.cost import layout_of
 from hybrid.decode import decode
 from hybrid.eval_config import EvalSettings, read_evals
 from hybrid.layout import compact
 from hybrid.manifest import find_corpus
 from hybrid.spec import ConfigError, CorpusSpec, ExecSpec, HubSpec
-from sweeps.cells import UNNAMED, CellRun, Expansion, expand, reference_models
+from sweeps.cells import OF_THE_COMMAND, UNNAMED, CellRun, Expansion, expand, reference_models
 from sweeps.compose import Composer
 from sweeps.evidence import chosen_rows, evidence, rows_of
 from sweeps.exits import EXIT_INTERRUPTED, EXIT_OK, EXIT_SOME_FAILED
@@ -172,10 +172,15 @@ def launcher_of(of_hydra: Sequence[str]) -> Launcher:
 
 def _apart(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     """Hydra's own settings, and the others."""
-    of_hydra = [text for text in arguments if re.split(r"[./=@]", text.lstrip("+~"))[0] == "hydra"]
+    of_hydra = [text for text in arguments if _section(text) == "hydra"]
     if any("." not in text and "/" not in text for text in of_hydra):
         raise ConfigError(f"{of_hydra[0]}: expected one of its settings, such as hydra.launcher.workers=4")
     return of_hydra, [text for text in arguments if text not in of_hydra]
+
+
+def _section(argument: str) -> str:
+    """What an override is of: model of +model.depth=2, hydra of hydra/launcher=slurm."""
+    return re.split(r"[./=@]", argument.lstrip("+~"))[0]
 
 
 def _expansion(arguments: Sequence[str]) -> Expansion:
@@ -204,11 +209,10 @@ def _of_stored(
 ) -> int:
     """What mode=eval and mode=generate do with the runs of a stored request, from the specs that are stored with it."""
     # What else is said of a run would be of another one.
-    keys = {text: re.split(r"[./=@]", text.lstrip("+~"))[0] for text in arguments}
     problems = [
         f"{text}: expected nothing of this kind beside request={name}, whose runs are what they are"
-        for text, key in keys.items()
-        if key == "sweep" or key not in (*SURROUNDINGS, "exec")
+        for text in arguments
+        if _section(text) not in OF_THE_COMMAND
     ]
     if problems:
         raise ConfigError(problems)

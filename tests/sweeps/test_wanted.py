@@ -106,7 +106,7 @@ def test_a_done_run_without_a_wanted_evaluation_needs_it(
     assert [cell.status for cell in state.cells] == ["needs_eval", "done", "new"]
     text_of_it = state_text(state)
     assert "1 needs_eval" in text_of_it
-    assert "wanted: to be evaluated (mode=eval request=" in text_of_it
+    assert "wanted: to be evaluated (mode=eval request=s): " in text_of_it
     (line,) = [line for line in requests_text(store, [request]).splitlines() if line.startswith("s ")]
     assert "2/3" in line
     assert "1 needs_eval" in line
